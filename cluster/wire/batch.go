@@ -1,0 +1,85 @@
+package wire
+
+// Flusher is something with queued output: a connection to a peer or an NBD client.
+type Flusher interface{ Flush() }
+
+// Committer is a journal that takes with one write(2) all that was staged. It reports failure to those concerned itself.
+type Committer interface{ Commit() error }
+
+// Finisher goes on with what had to wait for the journals' write: acknowledge, advance the commit point.
+type Finisher interface{ Finish(b *Batch) }
+
+// Completer tells somebody the outcome of a request. It is called without any lock held and may submit more to the same batch.
+type Completer interface{ Complete(b *Batch) }
+
+// Batch gathers what a goroutine's current handful of frames or requests asks for, so that all of it costs one write to each
+// journal and one to each peer. One goroutine owns a Batch.
+type Batch struct {
+	journals  []Committer
+	finishers []Finisher
+	done      []Completer
+	flushers  []Flusher
+
+	finishing  []Finisher
+	completing []Completer
+}
+
+// Journal has c committed at the end of the batch.
+func (b *Batch) Journal(c Committer) {
+	for _, x := range b.journals {
+		if x == c {
+			return
+		}
+	}
+	b.journals = append(b.journals, c)
+}
+
+// Finish has f called after the journals' write. The caller keeps f from being there too often.
+func (b *Batch) Finish(f Finisher) { b.finishers = append(b.finishers, f) }
+
+// Complete has c called when no lock is held.
+func (b *Batch) Complete(c Completer) { b.done = append(b.done, c) }
+
+// Flush has f flushed before and after the journals' write.
+func (b *Batch) Flush(f Flusher) {
+	for _, x := range b.flushers {
+		if x == f {
+			return
+		}
+	}
+	b.flushers = append(b.flushers, f)
+}
+
+// End does all that was gathered: sends to peers first, so that they work while our journal is written; then the journals, who waited for
+// them, and the outcomes, until nothing new comes of it; then what that queued is sent.
+func (b *Batch) End() {
+	for len(b.journals)+len(b.finishers)+len(b.done) > 0 {
+		if len(b.journals) > 0 {
+			b.flush()
+			for i, c := range b.journals {
+				c.Commit() // its groups see the error in Finish
+				b.journals[i] = nil
+			}
+			b.journals = b.journals[:0]
+		}
+		b.finishing, b.finishers = b.finishers, b.finishing[:0]
+		for i, f := range b.finishing {
+			b.finishing[i] = nil
+			f.Finish(b)
+		}
+		b.completing, b.done = b.done, b.completing[:0]
+		for i, c := range b.completing {
+			b.completing[i] = nil
+			c.Complete(b)
+		}
+	}
+	b.flush()
+}
+
+func (b *Batch) flush() {
+	for i, f := range b.flushers {
+		f.Flush()
+		b.flushers[i] = nil
+	}
+	b.flushers = b.flushers[:0]
+}
