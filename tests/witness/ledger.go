@@ -131,6 +131,16 @@ func (l *ledger) expect(strict bool) {
 	}
 }
 
+// bound makes this ledger judge a picture taken between two others: at least what was acknowledged in it, at most what was sent
+// by the later one.
+func (l *ledger) bound(upper *ledger) error {
+	if upper.seed != l.seed || len(upper.issued) != len(l.issued) {
+		return fmt.Errorf("the two ledgers are of different runs")
+	}
+	l.issued = upper.issued
+	return nil
+}
+
 // save writes the ledger as text: a header, then "block issued acked flushed" for each block ever sent.
 func (l *ledger) save(name string) error {
 	l.mu.Lock()

@@ -25,6 +25,7 @@ type nbdOptions struct {
 	strict        bool
 	rate          float64
 	seed          uint64
+	upper, log    string
 	targets       []string
 }
 
@@ -34,7 +35,8 @@ type nbdOptions struct {
 //	witness nbd check [flags] TARGET...    reads every block and compares with the ledger
 //
 // A TARGET is unix:PATH or HOST:PORT. With -reconnect the next target is tried when a connection ends, and what was not
-// answered is sent again there, for as long as given. TERM ends at once, without waiting for answers: for power cuts.
+// answered is sent again there, for as long as given. TERM ends at once, without waiting for answers: for power cuts. USR1
+// saves the ledger as it stands to FILE.1, FILE.2 ... and says "SAVED n": for pictures (snapshots) taken between two of them.
 func nbdMain(args []string) error {
 	if len(args) < 1 || (args[0] != "write" && args[0] != "check") {
 		return fmt.Errorf("usage: witness nbd write|check [flags] TARGET...")
@@ -52,6 +54,8 @@ func nbdMain(args []string) error {
 	fs.BoolVar(&o.strict, "strict", false, "expect all that was acknowledged, not only what was flushed")
 	fs.Float64Var(&o.rate, "rate", 0, "requests a second at most (0: no limit)")
 	fs.Uint64Var(&o.seed, "seed", 1, "of the content and of the order")
+	fs.StringVar(&o.upper, "upper", "", "check: the ledger as it stood after the picture was taken; -state is the one before")
+	fs.StringVar(&o.log, "log", "", "write: note when each write was sent and answered; check: use that to judge the picture's order")
 	_ = fs.Parse(args[1:])
 	if o.targets = fs.Args(); len(o.targets) == 0 || o.depth < 1 {
 		return fmt.Errorf("needs a target and a depth of at least 1")
@@ -80,6 +84,8 @@ type nbdClient struct {
 	stopping                   atomic.Bool
 	failure                    atomic.Pointer[error]
 	gaps                       gapMeter
+	order                      *orderLog // nil without -log
+	saved                      int       // by USR1
 }
 
 func newNBDClient(o *nbdOptions) (*nbdClient, error) {
@@ -103,6 +109,15 @@ func newNBDClient(o *nbdOptions) (*nbdClient, error) {
 		c.blocks = uint64(len(c.ledger.issued))
 	}
 	c.ledger.expect(o.strict)
+	if o.upper != "" {
+		upper, err := loadLedger(o.upper)
+		if err == nil {
+			err = c.ledger.bound(upper)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
 	return c, nil
 }
 
@@ -128,7 +143,11 @@ func (g *gapMeter) answered(sent time.Time) {
 func (c *nbdClient) write() error {
 	c.gaps.start, c.gaps.last = time.Now(), time.Now()
 	sigs := make(chan os.Signal, 1)
-	signal.Notify(sigs, os.Interrupt, syscall.SIGTERM)
+	signal.Notify(sigs, os.Interrupt, syscall.SIGTERM, syscall.SIGUSR1)
+	if c.o.log != "" {
+		c.order = newOrderLog(c.o.log)
+		defer c.order.close()
+	}
 	done := make(chan struct{})
 	var workers sync.WaitGroup
 	for w := range c.o.depth {
@@ -165,8 +184,14 @@ func (c *nbdClient) supervise(sigs <-chan os.Signal, done <-chan struct{}) strin
 			reason = "time"
 			c.stopping.Store(true)
 		case s := <-sigs:
-			if s == syscall.SIGTERM {
+			switch s {
+			case syscall.SIGTERM:
 				return "TERM"
+			case syscall.SIGUSR1:
+				c.saved++
+				err := c.ledger.save(fmt.Sprintf("%s.%d", c.o.state, c.saved))
+				fmt.Printf("SAVED %d %v\n", c.saved, err)
+				continue
 			}
 			reason = "INT"
 			c.stopping.Store(true)
@@ -228,6 +253,7 @@ func (c *nbdClient) one(r *rand.Rand) error {
 		return fmt.Errorf("write block %d version %d: %w", block, version, err)
 	}
 	c.ledger.ack(block, version)
+	c.order.note(block, version, sent)
 	c.gaps.answered(sent)
 	if n := c.writes.Add(1); c.o.flushEvery > 0 && n%c.o.flushEvery == 0 {
 		return c.flushNow()
@@ -300,6 +326,7 @@ func (c *nbdClient) redial(lost *nbdConn, why error) error {
 // check reads every block of the ledger.
 func (c *nbdClient) check() error {
 	checked, bad := 0, 0
+	picture := map[uint64]uint32{}
 	for block := range c.blocks {
 		if c.ledger.issued[block] == 0 {
 			continue
@@ -312,10 +339,14 @@ func (c *nbdClient) check() error {
 				fmt.Println("BAD", err)
 			}
 		}
+		picture[block] = c.ledger.seen[block]
 	}
 	fmt.Printf("NBD-CHECKED blocks=%d bad=%d strict=%v\n", checked, bad, c.o.strict)
 	if bad > 0 {
 		return fmt.Errorf("%d of %d blocks are not what they must be", bad, checked)
+	}
+	if c.o.log != "" {
+		return checkOrder(c.o.log, picture)
 	}
 	return nil
 }

@@ -1,0 +1,45 @@
+# Guests for the stories: QEMU with the disk of scripts/rig/make-disk, driven over its serial console.
+
+declare -A guest_pid=() guest_in=()
+
+# disk_image: makes (or finds) the bootable disk as $W/disk.img.
+disk_image() { [ -e "$W/disk.img" ] || "$tests_dir/../scripts/rig/make-disk" "$W/disk.img"; }
+
+# guest_start NAME QEMU-OPTIONS...: boots; the console is $W/guest-NAME.log. TCG: see the rig's notes on KVM.
+guest_start() {
+  local name=$1 fd; shift
+  rm -f "$W/guest-$name.in"; mkfifo "$W/guest-$name.in"
+  exec {fd}<>"$W/guest-$name.in"; guest_in[$name]=$fd
+  timeout -k 5 "${GUEST_LIMIT:-300}" qemu-system-x86_64 -M pc -accel "${ACCEL:-tcg}" -cpu "${CPU:-max}" -m "${MEM:-192}" -smp 1 \
+    -nodefaults -no-user-config -display none -serial stdio -no-reboot "$@" \
+    <"$W/guest-$name.in" > >(stdbuf -oL tr -d '\r' >"$W/guest-$name.log") 2>"$W/guest-$name-qemu.log" &
+  guest_pid[$name]=$!; track $!
+}
+
+guest_run() { echo "$2" >&"${guest_in[$1]}"; }               # guest_run NAME COMMAND: typed on the console
+guest_said() { grep -qE -- "$2" "$W/guest-$1.log"; }
+guest_alive_until() { guest_said "$1" "$2" || gone "${guest_pid[$1]}"; }
+# guest_wait NAME REGEX SECONDS
+guest_wait() { wait_until "$3" guest_alive_until "$1" "$2"; guest_said "$1" "$2" || { tail -5 "$W/guest-$1.log"; return 1; }; }
+guest_ended() { wait_until "${2:-20}" gone "${guest_pid[$1]}" && wait "${guest_pid[$1]}"; }
+guest_pause() { sed -n 's/^FILES-END .*longest-pause=\([0-9.]*\).*/\1/p' "$W/guest-$1.log" | tail -1; }
+guest_rounds() { awk '/^ROUND /{n=$2}END{print n+0}' "$W/guest-$1.log"; }
+guest_past() { [ "$(guest_rounds "$1")" -ge "$2" ]; }
+
+# guest_boot NAME QEMU-OPTIONS...: starts and waits for its shell.
+guest_boot() { guest_start "$@"; must "guest $1 boots" guest_wait "$1" '^GUEST-UP' 60; }
+
+# guest_write NAME [SECONDS]: checksummed files until guest_verify (or for SECONDS).
+guest_write() { guest_run "$1" "witness files /data ${2:-240}"; must "guest $1 writes" wait_until 30 guest_past "$1" 16; }
+
+# guest_verify NAME LIMIT: ends the writing, and checks: all files as written, no I/O error, longest pause below LIMIT seconds,
+# file system clean; then the guest powers itself off.
+guest_verify() {
+  guest_run "$1" stop
+  check "guest $1 reads all its files back" guest_wait "$1" '^FILES-VERIFIED [1-9]' 60
+  check "guest $1 longest pause below $2 s" below "$(guest_pause "$1")" "$2"
+  guest_run "$1" fsck-root
+  check "guest $1 saw no I/O error and its file system is clean" guest_wait "$1" '^FSCK-CLEAN' 60
+  guest_run "$1" "poweroff -f"
+  check "guest $1 ends" guest_ended "$1" 20
+}
