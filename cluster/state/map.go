@@ -37,7 +37,12 @@ type Map struct {
 	Sessions []*Session      `json:"sessions"` // live write sessions, ordered by ID
 	Recent   []CommandResult `json:"recent"`   // outcomes of the newest commands, for proposals whose outcome was unknown
 
-	groupIndex map[GroupID]int // derived
+	// FirstTerm is what new groups begin with: 1, and above every older term once the cluster was formatted again, so that
+	// nothing that is still under way from before can pass for current.
+	FirstTerm uint64 `json:"firstTerm"`
+
+	starts []int  // derived: where each pool's groups begin in Groups, and where the last pool's end
+	dir    *index // derived: the VDI directory by vid, by name and by parent
 }
 
 // Epoch records who was in service from a moment on.
@@ -77,6 +82,7 @@ type Node struct {
 	Inc      uint64    `json:"inc"`    // its current incarnation; 0 before the first
 	Boot     string    `json:"boot"`   // boot id of its machine at registration
 	Up       bool      `json:"up"`     // in service: the current incarnation had a lease as far as the leader knew
+	Ended    bool      `json:"ended"`  // the current incarnation is over for good: it gets no lease again, the node registers a new one
 	Since    time.Time `json:"since"`  // of Up's last change
 	Out      bool      `json:"out"`    // its groups are given to others (rebuild-after passed, drained or removed)
 	Draining bool      `json:"draining"`
@@ -90,6 +96,8 @@ type Group struct {
 	Target  []NodeID `json:"target"`  // who shall hold it, preferred primary first
 	InSync  []Member `json:"inSync"`  // who has every acknowledged write
 	Primary Member   `json:"primary"` // Node == NoNode: none
+	// Granted is the term at which Primary got the role. While it stays, the primary goes on under new terms without activating again.
+	Granted uint64 `json:"granted"`
 	// Back names, for members of InSync whose incarnation ended while no other member was in service, the incarnation
 	// that returned (R6). The set resumes when all have, or after Settings.ResumeWait.
 	Back []Member `json:"back,omitempty"`
@@ -131,6 +139,7 @@ type VDI struct {
 	Next     uint32    `json:"next"`    // of a frozen VDI: the working vid that took its name over, 0: none
 	Closing  uint64    `json:"closing"` // id (raft index) of the snapshot being taken
 	CloseTag string    `json:"closeTag"`
+	LastSnap uint32    `json:"lastSnap"` // of a working VDI: the number its newest snapshot got; numbers are not given twice
 	SessGen  uint64    `json:"sessGen"` // current session generation (R14)
 	// Collected marks, for a Deleted VDI, the groups that reported it collected (R24), as a bitmap by index in the pool.
 	Collected []byte `json:"collected,omitempty"`

@@ -6,8 +6,14 @@ type Flusher interface{ Flush() }
 // Committer is a journal that takes with one write(2) all that was staged. It reports failure to those concerned itself.
 type Committer interface{ Commit() error }
 
-// Finisher goes on with what had to wait for the journals' write: acknowledge, advance the commit point.
-type Finisher interface{ Finish(b *Batch) }
+// Finisher goes on with what had to wait for the journals' write: acknowledge, advance the commit point. upTo is the number it was
+// registered with.
+type Finisher interface{ Finish(b *Batch, upTo uint64) }
+
+type finish struct {
+	f    Finisher
+	upTo uint64
+}
 
 // Completer tells somebody the outcome of a request. It is called without any lock held and may submit more to the same batch.
 type Completer interface{ Complete(b *Batch) }
@@ -16,11 +22,11 @@ type Completer interface{ Complete(b *Batch) }
 // journal and one to each peer. One goroutine owns a Batch.
 type Batch struct {
 	journals  []Committer
-	finishers []Finisher
+	finishers []finish
 	done      []Completer
 	flushers  []Flusher
 
-	finishing  []Finisher
+	finishing  []finish
 	completing []Completer
 }
 
@@ -34,8 +40,16 @@ func (b *Batch) Journal(c Committer) {
 	b.journals = append(b.journals, c)
 }
 
-// Finish has f called after the journals' write. The caller keeps f from being there too often.
-func (b *Batch) Finish(f Finisher) { b.finishers = append(b.finishers, f) }
+// Finish has f called with upTo after the journals' write.
+func (b *Batch) Finish(f Finisher, upTo uint64) {
+	for i := len(b.finishers) - 1; i >= 0 && i >= len(b.finishers)-8; i-- { // more than once does no harm
+		if b.finishers[i].f == f {
+			b.finishers[i].upTo = max(b.finishers[i].upTo, upTo)
+			return
+		}
+	}
+	b.finishers = append(b.finishers, finish{f, upTo})
+}
 
 // Complete has c called when no lock is held.
 func (b *Batch) Complete(c Completer) { b.done = append(b.done, c) }
@@ -64,8 +78,8 @@ func (b *Batch) End() {
 		}
 		b.finishing, b.finishers = b.finishers, b.finishing[:0]
 		for i, f := range b.finishing {
-			b.finishing[i] = nil
-			f.Finish(b)
+			b.finishing[i] = finish{}
+			f.f.Finish(b, f.upTo)
 		}
 		b.completing, b.done = b.done, b.completing[:0]
 		for i, c := range b.completing {

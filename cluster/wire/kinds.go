@@ -28,13 +28,14 @@ const (
 	KindPing     Kind = 25 // → nothing
 
 	// Resync, a primary to a replica (Group, Term; From, To).
-	KindSyncStart Kind = 30 // → Position with term starts
+	KindSyncStart Kind = 30 // → Position with term starts; Flags 1: mark the replica as being resynced, meta: Number the stream begins after
 	KindUnitList  Kind = 31 // UnitList → list of UnitVersion; Flags 1: more follows
 	KindUnitGet   Kind = 32 // key → objstore unit
 	KindCopyData  Kind = 33 // CopyData, data
 	KindCopyEnd   Kind = 34 // CopyEnd: install
 	KindCopyDrop  Kind = 35 // key: delete the object
 	KindSyncEnd   Kind = 36 // SyncEnd: make all durable, clear the mark
+	KindVerify    Kind = 37 // key → objstore unit, after reading every block of it; meta begins with the number of bad blocks (4 bytes)
 
 	// A replica to the primary, for itself.
 	KindFetch Kind = 40 // repair: Fetch → data, the version it belongs to
@@ -56,7 +57,7 @@ var kindNames = map[Kind]string{
 	KindHello: "hello", KindRead: "read", KindWrite: "write", KindZero: "zero", KindTrim: "trim", KindFlush: "flush", KindExtents: "extents",
 	KindRelay: "relay", KindAppend: "append", KindAcks: "acks", KindCommits: "commits", KindSync: "sync", KindActivate: "activate", KindPing: "ping",
 	KindSyncStart: "sync-start", KindUnitList: "unit-list", KindUnitGet: "unit-get", KindCopyData: "copy-data", KindCopyEnd: "copy-end",
-	KindCopyDrop: "copy-drop", KindSyncEnd: "sync-end", KindFetch: "fetch", KindPropose: "propose", KindRenew: "renew", KindWatch: "watch",
+	KindCopyDrop: "copy-drop", KindSyncEnd: "sync-end", KindVerify: "verify", KindFetch: "fetch", KindPropose: "propose", KindRenew: "renew", KindWatch: "watch",
 	KindMap: "map", KindCommand: "command", KindExited: "exited", KindClosed: "closed", KindKeep: "keep", KindJoin: "join", KindWho: "who",
 }
 
