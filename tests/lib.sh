@@ -19,7 +19,7 @@ PATH=$PATH:/usr/sbin:/sbin
 . "$tests_dir/lib-guest.sh"
 
 SUBNET=${SUBNET:-7}
-W=$(mktemp -d "${TMPDIR:-/tmp}/story.XXXXXX")
+W=$(mktemp -d "${TMPDIR:-/tmp}/story.XXXXXX"); cd "$W" # what tools drop into the current folder goes with it
 story_name=$(basename "$0"); story_failed=0; story_checks=0; story_start=$(now_ms)
 started=() # "pid starttime", in order
 
