@@ -40,48 +40,42 @@ cluster_up() {
 healthy() { on "${1:-1}" cluster info | grep -q '^Cluster status: running'; }
 degraded() { on "${1:-1}" cluster info | grep -q '^Cluster status: degraded'; }
 
-# node_process N: the process that does the work; its parent, when it has one of ours, is the guardian.
-node_process() { pgrep -P "${node_pid[$1]}" | head -1 | grep . || echo "${node_pid[$1]}"; }
-
-# node_kill N: kill -9 of the node's process, as the kernel's out-of-memory killer would.
+# node_kill N: kill -9 of the node's process, as the kernel's out-of-memory killer would. Its guardian (a child) is left to report it.
 node_kill() {
-  local p; p=$(node_process "$1")
-  echo "=== kill -9 $p $(date +%T.%N)" >>"$W/n$1.log"
-  kill -9 "$p"; wait_until 5 gone "$p"
-  node_buried "$1"
+  echo "=== kill -9 ${node_pid[$1]} $(date +%T.%N)" >>"$W/n$1.log"
+  kill -9 "${node_pid[$1]}"; wait "${node_pid[$1]}" 2>/dev/null
+  return 0
 }
 
-# node_vanish N: kill -9 of all its processes at once, the guardian too, as when its machine ends.
+# node_vanish N...: kill -9 of all their processes at once, the guardians first, as when machines end.
 node_vanish() {
-  echo "=== vanish $(date +%T.%N)" >>"$W/n$1.log"
-  # shellcheck disable=SC2046 # words wanted
-  kill -9 "${node_pid[$1]}" $(children "${node_pid[$1]}") 2>/dev/null
-  node_buried "$1"
-}
-
-# node_buried N: the rest of a killed node goes by itself, or is ended.
-node_buried() {
-  wait_until 5 gone "${node_pid[$1]}" || kill -9 "${node_pid[$1]}" $(children "${node_pid[$1]}") 2>/dev/null
-  wait "${node_pid[$1]}" 2>/dev/null
+  local n all=()
+  for n; do
+    echo "=== vanish $(date +%T.%N)" >>"$W/n$n.log"
+    all=($(children "${node_pid[$n]}") "${all[@]}" "${node_pid[$n]}")
+  done
+  kill -9 "${all[@]}" 2>/dev/null
+  for n; do wait "${node_pid[$n]}" 2>/dev/null; done
   return 0
 }
 
 # node_stop N: TERM, the clean way.
 node_stop() { kill "${node_pid[$1]}"; wait_until 20 gone "${node_pid[$1]}" && wait "${node_pid[$1]}" 2>/dev/null; }
 
-# raft_leader: the number of the node that leads; empty when there is none. Asked of node N.
-raft_leader() {
-  on "${1:-1}" cluster info --json | jq -r '[.. | objects | .leader? // empty | strings] | first // empty' |
-    sed -nE "s/^127\.0\.$SUBNET\.([0-9]+)(:.*)?$/\1/p"
-}
+# raft_leader N: the number of the node that leads, as node N knows; empty when there is none.
+raft_leader() { on "${1:-1}" cluster info --json | jq -r '.leader // empty' | sed -nE "s/^127\.0\.$SUBNET\.([0-9]+)(:.*)?$/\1/p"; }
 has_leader() { [ -n "$(raft_leader "$1")" ]; }
 
-# not_leader EXCEPT...: a running node that does not lead and is none of these; another one when there is no such.
-other_than() { local i x; for i in 3 2 1 4; do for x; do [ "$i" = "$x" ] && continue 2; done; echo "$i"; return; done; }
+# node_field N JQ-FILTER: something of node N's record in `node info --json`, asked of node ${ASK:-1}.
+node_field() { on "${ASK:-1}" node info --json | jq -r --arg h "$(addr "$1")" "first(.. | objects | select(.host? == \$h)) | $2"; }
+node_used() { node_field "$1" '[.self.disks[]?.used] | add'; }
+is_primary() { [ "$(node_field "$1" .primaries)" -gt 0 ]; }
 
-# used N: bytes that node N stores; vdi_used NAME: bytes that belong to the VDI (as `vdi list -r` has it)
-node_used() { on "$1" node info -r | awk -v n="$(($1 - 1))" '$1 == n { print $3 }'; }
-vdi_used() { on 1 vdi list -r "$1" | awk -v n="$1" '$2 == n && $1 != "s" { print $5 }'; }
+# other_than EXCEPT...: a node of three that is none of these.
+other_than() { local i x; for i in 3 2 1; do for x; do [ "$i" = "$x" ] && continue 2; done; echo "$i"; return; done; }
+
+# vdi_field NAME COLUMN: of the working VDI's line in `vdi list -r`: 4 size, 5 used, 6 shared, 8 vid.
+vdi_field() { on 1 vdi list -r "$1" | awk -v n="$1" -v c="$2" '$2 == n && $1 != "s" { print $c }'; }
 
 # replicas_equal: the cluster's own comparison of all replicas of all objects.
 replicas_equal() { CLI_LIMIT=${1:-120} on 1 cluster check; }
