@@ -1,0 +1,165 @@
+package nbd
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"math/bits"
+	"net"
+	"strings"
+	"unicode/utf8"
+)
+
+// Backend is what a Server serves: a set of named exports. Its methods are called by many connections at once.
+//
+// The context of each call carries the client (see [PeerFromContext]). Errors choose the reply that the client gets: one
+// that is fs.ErrNotExist says "no such export"; fs.ErrPermission or syscall.EBUSY says "not allowed", with the error's
+// text; any other says that the server can't, with the text.
+type Backend interface {
+	// List names the exports, for a client that asks what there is. Entries may leave everything but Name and
+	// Description at zero (and TLSOnly, where it is used).
+	List(ctx context.Context) ([]ExportInfo, error)
+
+	// Info describes one export. It must be cheap and open nothing: clients that were not yet let in may call it.
+	Info(ctx context.Context, name string) (ExportInfo, error)
+
+	// Open opens an export for one connection. The context lives until the connection has ended, and is cancelled
+	// at once when the connection breaks, so that a Device may use it to give up what nobody waits for any more.
+	Open(ctx context.Context, name string) (Device, ExportInfo, error)
+}
+
+// ExportInfo describes an export. The zero value of each field is the safe one.
+type ExportInfo struct {
+	Name        string // canonical name; the one asked for if empty
+	Description string // for people
+	Size        uint64 // bytes; below 2^63
+
+	ReadOnly   bool // writes, trims and zeroes get EPERM before the Device sees them
+	MultiConn  bool // flush and FUA on one connection cover the others too, and reads see their writes
+	Rotational bool // a hint
+
+	CanTrim     bool // OpTrim is understood
+	CanZero     bool // OpWriteZeroes is understood, NoHole included
+	CanFastZero bool // OpWriteZeroes honours FastZero
+	CanCache    bool // OpCache is understood
+	BlockStatus bool // OpBlockStatus is understood; otherwise the server says "data" for everything
+	TLSOnly     bool // on a server with [TLSAllowed]: hidden from clients without TLS
+
+	MinBlock       uint32 // bytes, a power of two up to 65536; 0 is 1. Requests that are not aligned to it get EINVAL
+	PreferredBlock uint32 // bytes, a power of two, at least 512; 0 is 4096
+	MaxBlock       uint32 // bytes, the longest read or write; 0 is the Server's MaxPayload, and it is never more
+
+	Contexts []string // metadata contexts besides base:allocation, such as "qemu:dirty-bitmap:monday"
+}
+
+// Device is one export opened on one connection.
+//
+// Submit and Push are called by that connection's reader goroutine, one at a time. While a call runs, the connection
+// reads nothing more, so neither may block for long.
+type Device interface {
+	// Submit starts a request. Exactly once [Request.Done] or [Request.Queue] must follow, from any goroutine, possibly
+	// before Submit returns, in any order among requests. The request is valid: within the export, and with flags
+	// that the export offers.
+	Submit(r *Request)
+
+	// Push says that every request which had arrived is submitted: what Submit gathered should start now.
+	Push()
+
+	// Close is called once, after the last request was answered.
+	Close() error
+}
+
+// check completes an ExportInfo with defaults and refuses one that the protocol can't express.
+func (e *ExportInfo) check(asked string, maxPayload uint32) error {
+	if e.Name == "" {
+		e.Name = asked
+	}
+	if e.MinBlock == 0 {
+		e.MinBlock = 1
+	}
+	if e.PreferredBlock == 0 {
+		e.PreferredBlock = max(4096, e.MinBlock)
+	}
+	if e.MaxBlock == 0 || e.MaxBlock > maxPayload {
+		e.MaxBlock = maxPayload
+	}
+	e.MaxBlock -= e.MaxBlock % e.MinBlock
+	switch {
+	case e.Size >= 1<<63:
+		return fmt.Errorf("export %q: a size of %d bytes is beyond 2^63", clip(e.Name), e.Size)
+	case bits.OnesCount32(e.MinBlock) != 1 || e.MinBlock > 1<<16:
+		return fmt.Errorf("export %q: minimum block %d is no power of two up to 65536", clip(e.Name), e.MinBlock)
+	case bits.OnesCount32(e.PreferredBlock) != 1 || e.PreferredBlock < max(512, e.MinBlock):
+		return fmt.Errorf("export %q: preferred block %d is no power of two from %d", clip(e.Name), e.PreferredBlock, max(512, e.MinBlock))
+	case e.MaxBlock < e.PreferredBlock:
+		return fmt.Errorf("export %q: maximum block %d is below the preferred %d", clip(e.Name), e.MaxBlock, e.PreferredBlock)
+	case len(e.Name) > stringMax || len(e.Description) > stringMax:
+		return fmt.Errorf("export %q: name or description is longer than %d bytes", clip(e.Name), stringMax)
+	}
+	e.Size -= e.Size % uint64(e.MinBlock)
+	return nil
+}
+
+// transmissionFlags is what a client of this export is told, and held to.
+func (e *ExportInfo) transmissionFlags(mode replyMode) uint16 {
+	f := flagHasFlags | flagSendFlush | flagSendFUA
+	set := func(on bool, bit uint16) {
+		if on {
+			f |= bit
+		}
+	}
+	set(e.ReadOnly, flagReadOnly)
+	set(e.Rotational, flagRotational)
+	set(e.MultiConn, flagCanMultiConn)
+	set(e.CanTrim && !e.ReadOnly, flagSendTrim)
+	set(e.CanZero && !e.ReadOnly, flagSendWriteZeroes)
+	set(e.CanZero && e.CanFastZero && !e.ReadOnly, flagSendFastZero)
+	set(e.CanCache, flagSendCache)
+	set(mode != simpleReplies, flagSendDF)
+	set(mode == extendedReplies, flagBlockStatusLoad)
+	return f
+}
+
+// Peer is the client at the other end of a connection.
+type Peer struct {
+	Addr net.Addr
+	TLS  *tls.ConnectionState // nil without TLS
+}
+
+// CommonName is the name in the client's verified certificate, or "".
+func (p Peer) CommonName() string {
+	if p.TLS == nil || len(p.TLS.VerifiedChains) == 0 {
+		return ""
+	}
+	return p.TLS.PeerCertificates[0].Subject.CommonName
+}
+
+type peerKey struct{}
+
+// PeerFromContext tells a Backend who asks.
+func PeerFromContext(ctx context.Context) (Peer, bool) {
+	p, ok := ctx.Value(peerKey{}).(Peer)
+	return p, ok
+}
+
+// clip makes a client's or a backend's text fit for logs and error replies: short, valid, printable.
+func clip(s string) string { return clipTo(s, 80) }
+
+func clipTo(s string, n int) string {
+	if len(s) > n {
+		s = s[:n]
+		for len(s) > 0 && !utf8.RuneStart(s[len(s)-1]) {
+			s = s[:len(s)-1]
+		}
+		if r, size := utf8.DecodeLastRuneInString(s); r == utf8.RuneError && size == 1 {
+			s = s[:len(s)-1]
+		}
+		s += "..."
+	}
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r == utf8.RuneError {
+			return '?'
+		}
+		return r
+	}, s)
+}

@@ -1,0 +1,68 @@
+// Package nbd serves block devices over the Network Block Device protocol. It knows the protocol and nothing else: what an export is,
+// and where its bytes live, is a [Backend]'s business.
+//
+// # Use
+//
+// A Backend lists, describes and opens exports; what it opens is a [Device], one for each connection:
+//
+//	srv, err := nbd.NewServer(nbd.Config{}, backend)
+//	l, err := nbd.ListenUnix(nbd.UnixSocket{Path: "/run/disk.sock"})
+//	err = srv.Serve(l) // until srv.Shutdown(ctx)
+//
+// [MemBackend] is a complete one in memory, and the shortest example.
+//
+// # A request's way
+//
+// Each connection has one goroutine, the reader. It takes all requests that have arrived with one read(2), hands each to
+// [Device.Submit], says [Device.Push], sends the replies that are there already with one writev(2), and reads again. So a Device
+// that can answer on the spot does, and costs no hand-off; one that can't keeps the [Request] and answers later, from any goroutine and in
+// any order, by [Request.Done], or by [Request.Queue] for many and then [Conn.Flush].
+//
+//	client ─► socket ─► reader ─► validate ─► Submit … Push ─► (Device)
+//	                                                              │ Done, Queue
+//	client ◄─ socket ◄─ sender ◄──────────── queue ◄──────────────┘
+//
+// Whoever answers while nobody sends becomes the sender, and takes along what others queue meanwhile. A sender never waits for
+// the socket: when it is full, the connection's writer goroutine takes over, so that a client that doesn't read holds up
+// nobody but itself.
+//
+// A payload is copied once, from the read buffer to its place (a long one not even that), and not at all on the way out. It lies in
+// a reference-counted, 4096-aligned [Buffer] that a Device may keep. Requests and buffers are pooled: on the way through nothing is allocated.
+//
+// # What a Device can rely on
+//
+//   - A request is within the export, aligned to MinBlock, not longer than MaxBlock if it moves data, and has no flags that
+//     the export does not offer. Everything else was refused before (validate.go holds each refusal).
+//   - Submit and Push are never called at the same time for one connection, and never after Close.
+//   - Close comes once, after the last answer. The context given to Open ends before it, and at once when the connection
+//     breaks or the client leaves without a goodbye: what was not started then need not be.
+//   - FLUSH covers what was answered before it was submitted, and with ExportInfo.MultiConn also on other connections. Keeping that
+//     promise is the Device's task, as is FUA.
+//
+// # Goroutines
+//
+//	reader   one for each connection, from accept to the end; also runs the handshake
+//	writer   at most one for each connection, from the first time that its socket was full, until the connection ends
+//
+// Serve runs on its caller's. Nothing else runs in the background.
+//
+// # Bounds
+//
+// Every queue has one, named in [Config]: half-open connections, options and time in a handshake, sessions, requests and bytes
+// in flight on a connection, bytes in flight in all, time without progress. The bytes are shared in a way that leaves some for
+// those that work, however many do not (budget.go). An idle connection holds no buffer.
+//
+// # Locks
+//
+// Server.mu, then Conn.mu, then budget.mu. None is held during I/O or a call of the Device or the Backend.
+//
+// # What is spoken
+//
+// Fixed newstyle with EXPORT_NAME, ABORT, LIST, STARTTLS, INFO, GO, STRUCTURED_REPLY, LIST_META_CONTEXT, SET_META_CONTEXT and
+// EXTENDED_HEADERS; READ, WRITE, DISC, FLUSH, TRIM, CACHE, WRITE_ZEROES, BLOCK_STATUS with all their flags; sparse reads; base:allocation and
+// any other context that an export names.
+//
+// # What is not here
+//
+// A client; the kernel's netlink interface; oldstyle negotiation; RESIZE (a resize is seen by new connections); rate limits.
+package nbd

@@ -1,0 +1,390 @@
+package nbd
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+)
+
+// The reader: one goroutine for each connection. It takes what has arrived with one read(2), submits each request in it,
+// calls Push once, sends the replies that are there already, and reads again.
+
+// aheadMax is how much of what follows a large payload is read along with it; directMin is from where a payload is large.
+const (
+	aheadMax  = 4 << 10
+	directMin = 32 << 10
+)
+
+// readRequests runs until the client leaves or the connection breaks; the error says which.
+func (c *Conn) readRequests() error {
+	size := requestSize
+	if c.terms.mode == extendedReplies {
+		size = extendedRequestSize
+	}
+	for {
+		if err := c.fill(size); err != nil {
+			return err
+		}
+		h := parseHeader(c.in.next(size), c.terms.mode)
+		c.in.within = true
+		if err := c.request(&h); err != nil {
+			return err
+		}
+		c.in.within = false
+		c.unstall()
+	}
+}
+
+// fill reads until n bytes are buffered.
+func (c *Conn) fill(n int) error {
+	for c.in.buffered() < n {
+		if err := c.readMore(); err != nil {
+			if errors.Is(err, io.EOF) && c.in.buffered() > 0 {
+				return &protocolError{"the connection ended within a request"}
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// readMore ends the batch, so that what has arrived is answered, and reads.
+func (c *Conn) readMore() error {
+	c.endBatch()
+	n, err := c.tr.read(&c.in)
+	if err != nil {
+		return c.readFailed(err)
+	}
+	if c.srv.cfg.Observe != nil {
+		c.arrived = time.Now()
+	}
+	k := c.in.filled(n)
+	if c.in.dst != nil {
+		c.in.dst = c.in.dst[k:]
+	}
+	return nil
+}
+
+// readFailed decides what a failed read means: nil to try again.
+func (c *Conn) readFailed(err error) error {
+	if !timedOut(err) {
+		return err
+	}
+	c.mu.Lock()
+	dead := c.dead
+	c.mu.Unlock()
+	if dead != nil {
+		return dead
+	}
+	if !c.draining.Load() {
+		return fmt.Errorf("the client stopped in the middle of a request: %w", err)
+	}
+	if c.drainedOnce {
+		return errDraining
+	}
+	// The first deadline was only Shutdown waking us. What comes within a moment is still answered.
+	c.drainedOnce = true
+	c.readUntil(time.Now().Add(c.srv.cfg.DrainTimeout))
+	return nil
+}
+
+// request handles one request whose header was read: payload, admission, validation, submission.
+func (c *Conn) request(h *header) error {
+	want := magicRequest
+	if c.terms.mode == extendedReplies {
+		want = magicExtendedRequest
+	}
+	if h.magic != want {
+		return &protocolError{fmt.Sprintf("request magic %#x", h.magic)}
+	}
+	if h.cmd == cmdDisc {
+		return errDisconnect
+	}
+	payload := h.payload(c.terms.mode)
+	var contexts []metaContext
+	var bad *refusal
+	if h.cmd == cmdBlockStatus && payload > 0 {
+		var err error
+		if contexts, bad, err = c.statusPayload(h, payload); err != nil {
+			return err
+		}
+		payload = 0
+	} else if h.cmd == cmdBlockStatus {
+		contexts = c.terms.contexts
+	}
+	if bad == nil {
+		bad = c.terms.validate(h)
+	}
+	if bad == nil && c.draining.Load() {
+		bad = errDraining
+	}
+	r := getRequest(c)
+	r.Op, r.Offset, r.Length, r.cookie, r.flags = Op(h.cmd), h.offset, h.length, h.cookie, h.flags
+	r.start, r.contexts = c.arrived, contexts
+	if bad != nil {
+		return c.refuse(r, bad, payload)
+	}
+	return c.submit(r, payload)
+}
+
+// refuse answers a bad request, after skipping its payload: the client gets an error, and the connection stays.
+func (c *Conn) refuse(r *Request, bad *refusal, payload uint64) error {
+	if err := c.admit(r, requestCost); err != nil {
+		r.free()
+		return err
+	}
+	skip := 2 * uint64(c.srv.cfg.MaxPayload)
+	if err := c.discard(min(payload, skip)); err != nil {
+		c.release(r)
+		return err
+	}
+	c.begin(r)
+	r.Queue(bad)
+	if payload > skip {
+		return &protocolError{fmt.Sprintf("a payload of %d bytes", payload)}
+	}
+	return nil
+}
+
+// submit reads the payload of a good request and gives it to the Device.
+func (c *Conn) submit(r *Request, payload uint64) error {
+	if r.Length == 0 && r.Op != OpFlush {
+		return c.nothing(r) // legal for reads and writes of no bytes, and not worth a Device's trouble
+	}
+	cost := int64(requestCost)
+	if r.Op == OpRead || r.Op == OpWrite {
+		cost += int64(r.Length)
+	}
+	if err := c.admit(r, cost); err != nil {
+		r.free()
+		return err
+	}
+	if r.Op == OpRead || r.Op == OpWrite {
+		r.buf = NewBuffer(int(r.Length))
+		r.Data = r.buf.mem[:r.Length:r.Length]
+	}
+	if err := c.payload(r.Data[:payload]); err != nil {
+		c.release(r)
+		return err
+	}
+	r.FUA = r.flags&cmdFlagFUA != 0
+	r.NoHole = r.flags&cmdFlagNoHole != 0
+	r.FastZero = r.flags&cmdFlagFastZero != 0
+	r.ReqOne = r.flags&cmdFlagReqOne != 0
+	c.begin(r)
+	if r.Op == OpBlockStatus {
+		r.prepareExtents()
+		if !c.blockStatus {
+			r.Queue(nil)
+			return nil
+		}
+	}
+	c.pushing = true
+	c.dev.Submit(r)
+	return nil
+}
+
+func (c *Conn) nothing(r *Request) error {
+	if err := c.admit(r, requestCost); err != nil {
+		r.free()
+		return err
+	}
+	c.begin(r)
+	r.Queue(nil)
+	return nil
+}
+
+// begin counts a request as in flight. From here on it ends only by being answered.
+func (c *Conn) begin(r *Request) {
+	c.taken++
+	r.state = requestSubmitted
+	if !c.inBatch {
+		c.inBatch = true
+		c.mu.Lock()
+		c.batching = true
+		c.mu.Unlock()
+	}
+}
+
+// endBatch lets the Device start what it gathered, and sends what is answered already.
+func (c *Conn) endBatch() {
+	if c.pushing {
+		c.pushing = false
+		c.dev.Push()
+	}
+	if !c.inBatch {
+		return
+	}
+	c.inBatch = false
+	c.mu.Lock()
+	c.batching = false
+	c.mu.Unlock()
+	c.sendQueued()
+}
+
+// admit waits until the budgets have room for a request.
+func (c *Conn) admit(r *Request, cost int64) error {
+	if c.tryAdmit(cost) {
+		r.cost = cost
+		return nil
+	}
+	c.endBatch()
+	ok := false
+	defer c.srv.budget.forget(c)
+	c.waitUntil(func() bool {
+		if c.dead != nil {
+			return true
+		}
+		c.srv.budget.await(c)
+		ok = c.tryAdmitLocked(cost)
+		return ok
+	})
+	if !ok {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.dead
+	}
+	r.cost = cost
+	return nil
+}
+
+func (c *Conn) tryAdmit(cost int64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.tryAdmitLocked(cost)
+}
+
+func (c *Conn) tryAdmitLocked(cost int64) bool {
+	if c.held > 0 && (c.held+cost > c.srv.cfg.MaxConnBytes || c.inFlight >= c.srv.cfg.MaxRequests) {
+		return false
+	}
+	if !c.srv.budget.take(c.held, cost) {
+		return false
+	}
+	c.held += cost
+	c.inFlight++
+	return true
+}
+
+// release undoes admit for a request that never began.
+func (c *Conn) release(r *Request) {
+	c.mu.Lock()
+	c.held -= r.cost
+	c.inFlight--
+	c.mu.Unlock()
+	c.srv.budget.give(r.cost)
+	r.free()
+}
+
+// payload reads exactly len(dst) bytes: what is buffered is copied, the rest goes straight to its place.
+func (c *Conn) payload(dst []byte) error {
+	n := min(len(dst), c.in.buffered())
+	if n > 0 {
+		copy(dst, c.in.next(n))
+		dst = dst[n:]
+	}
+	if len(dst) == 0 {
+		return nil
+	}
+	c.in.dst, c.in.ahead = dst, c.in.size
+	if len(dst) >= directMin {
+		c.in.ahead = min(aheadMax, c.in.size)
+	}
+	defer func() { c.in.dst = nil }()
+	for len(c.in.dst) > 0 {
+		if err := c.readMore(); err != nil {
+			return withinRequest(err)
+		}
+	}
+	return nil
+}
+
+// discard skips a payload that nobody wants.
+func (c *Conn) discard(n uint64) error {
+	for n > 0 {
+		if c.in.buffered() == 0 {
+			if err := c.fill(1); err != nil {
+				return withinRequest(err)
+			}
+		}
+		k := min(n, uint64(c.in.buffered()))
+		c.in.next(int(k))
+		n -= k
+	}
+	return nil
+}
+
+func withinRequest(err error) error {
+	if errors.Is(err, io.EOF) {
+		return &protocolError{"the connection ended within a request"}
+	}
+	return err
+}
+
+// stall gives a client that stopped in the middle of a request a last date; unstall lifts it.
+func (c *Conn) stall() {
+	if c.stalled || c.draining.Load() {
+		return
+	}
+	c.stalled = true
+	c.readUntil(time.Now().Add(c.srv.cfg.StallTimeout))
+}
+
+func (c *Conn) unstall() {
+	if c.stalled {
+		c.stalled = false
+		c.readUntil(time.Time{})
+	}
+}
+
+// readUntil sets the reader's deadline, unless somebody wants it awake: that wish must not be overwritten.
+func (c *Conn) readUntil(at time.Time) {
+	_ = c.tr.setReadDeadline(at)
+	c.mu.Lock()
+	dead := c.dead
+	c.mu.Unlock()
+	if dead != nil || c.draining.Load() && !c.drainedOnce {
+		_ = c.tr.setReadDeadline(past)
+	}
+}
+
+// statusPayload reads what a BLOCK_STATUS with a payload asks, and puts the effect length into the header.
+//
+//	| effect length 8 | context id 4 ... |
+func (c *Conn) statusPayload(h *header, payload uint64) ([]metaContext, *refusal, error) {
+	h.flags &^= cmdFlagPayloadLen
+	if payload < 8 || payload%4 != 0 || payload > 8+4*uint64(len(c.terms.contexts)) {
+		if payload > 2*uint64(c.srv.cfg.MaxPayload) {
+			return nil, nil, &protocolError{fmt.Sprintf("a payload of %d bytes", payload)}
+		}
+		return nil, errStatusPayload, c.discard(payload)
+	}
+	if err := c.fill(int(payload)); err != nil {
+		return nil, nil, withinRequest(err)
+	}
+	b := c.in.next(int(payload))
+	h.length = binary.BigEndian.Uint64(b)
+	var list []metaContext
+	for b = b[8:]; len(b) > 0; b = b[4:] {
+		id := binary.BigEndian.Uint32(b)
+		if int64(id) >= int64(len(c.terms.contexts)) || containsContext(list, id) {
+			return nil, errStatusPayload, nil
+		}
+		list = append(list, c.terms.contexts[id])
+	}
+	if len(list) == 0 {
+		return nil, errStatusPayload, nil
+	}
+	return list, nil, nil
+}
+
+func containsContext(list []metaContext, id uint32) bool {
+	for _, m := range list {
+		if m.id == id {
+			return true
+		}
+	}
+	return false
+}
