@@ -20,10 +20,11 @@ PATH=$PATH:/usr/sbin:/sbin
 
 SUBNET=${SUBNET:-7}
 W=$(mktemp -d "${TMPDIR:-/tmp}/story.XXXXXX"); cd "$W" # what tools drop into the current folder goes with it
-story_name=$(basename "$0"); story_failed=0; story_checks=0; story_start=$(now_ms)
+story_name=$(basename "$0"); story_told=; story_failed=0; story_checks=0; story_start=$(now_ms)
 started=() # "pid starttime", in order
 
 story() {
+  story_told=1
   echo "=== RUN   stories/$story_name"
   echo "    $*"
   need_binaries
@@ -89,7 +90,7 @@ finish() {
   declare -F story_cleanup >/dev/null && story_cleanup
   if [ -n "${KEEP:-}" ]; then echo "    kept: $W"; else rm -rf "$W"; fi
   took=$(($(now_ms) - story_start))
-  printf -- '--- %s: stories/%s (%d.%02ds)\n' $status "$story_name" $((took / 1000)) $((took % 1000 / 10))
+  [ -z "$story_told" ] || printf -- '--- %s: stories/%s (%d.%02ds)\n' $status "$story_name" $((took / 1000)) $((took % 1000 / 10))
   [ $status = PASS ]; exit
 }
 

@@ -18,6 +18,8 @@ import (
 //	32     what randomBytes makes of the three, to the block's end
 const blockMagic = "witness1"
 
+const ledgerBlocksMax = 4 << 20 // 16 GiB: a ledger is four numbers a block in memory
+
 func blockBytes(seed, block uint64, version uint32) []byte {
 	b := randomBytes(seed*0x9E3779B97F4A7C15+block<<24+uint64(version), recordSize)
 	copy(b, blockMagic)
@@ -166,7 +168,7 @@ func loadLedger(name string) (*ledger, error) {
 	defer f.Close()
 	r := bufio.NewReader(f)
 	var seed, blocks uint64
-	if _, err := fmt.Fscanf(r, "witness-ledger 1 %d %d\n", &seed, &blocks); err != nil || blocks > 1<<32 {
+	if _, err := fmt.Fscanf(r, "witness-ledger 1 %d %d\n", &seed, &blocks); err != nil || blocks > ledgerBlocksMax {
 		return nil, fmt.Errorf("%s is not a ledger: %v", name, err)
 	}
 	l := newLedger(seed, blocks)

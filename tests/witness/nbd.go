@@ -99,6 +99,9 @@ func newNBDClient(o *nbdOptions) (*nbdClient, error) {
 		o.size = conn.size
 	}
 	c.blocks = o.size / recordSize
+	if c.blocks == 0 || c.blocks > ledgerBlocksMax {
+		return nil, fmt.Errorf("%d bytes: choose a -size from one block to %d bytes", o.size, uint64(ledgerBlocksMax)*recordSize)
+	}
 	if c.ledger, err = loadLedger(o.state); errors.Is(err, os.ErrNotExist) {
 		c.ledger, err = newLedger(o.seed, c.blocks), nil
 	}
