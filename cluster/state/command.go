@@ -62,6 +62,7 @@ const (
 	Formatted        // it already is
 	Busy             // in use: held by another client, a snapshot is being taken
 	Wrong            // node of another cluster, unknown incarnation, duplicate identity
+	TooFew           // R10: the set would fall below min-copies while that many of its members may return
 )
 
 // Format makes the cluster out of the nodes registered with raft so far.
@@ -79,10 +80,14 @@ type Register struct {
 	VNodes                        int
 	Disk                          uint64
 	Cluster                       string // "" for a fresh directory; otherwise must be this cluster's
-	PrevInc                       uint64 // the newest incarnation its directory remembers; must be the node's last or in its history, else Wrong
-	Inc                           uint64
-	Boot                          string   // boot id. Same boot and the directory's lock held prove that the previous incarnation is dead (R8)
-	Leased                        []Member // who else had a lease when the leader wrote this
+	PrevInc                       uint64 // what the directory remembers as its incarnation before Inc
+	// History is what else the directory remembers. The node's last incarnation as this map knows it must be PrevInc or in here, else
+	// the directory is an older copy, or another's, and is refused (R5). (The directory may well know more than the map: incarnations
+	// it made durable and could not register.)
+	History []uint64 `json:",omitempty"`
+	Inc     uint64
+	Boot    string   // boot id. Same boot and the directory's lock held prove that the previous incarnation is dead (R8)
+	Leased  []Member // who else had a lease when the leader wrote this
 }
 
 // Ended says that incarnation Inc of a node is surely gone: its lease ran out, or its guardian saw it exit (R8).

@@ -140,7 +140,7 @@ type VDI struct {
 	Closing  uint64    `json:"closing"` // id (raft index) of the snapshot being taken
 	CloseTag string    `json:"closeTag"`
 	LastSnap uint32    `json:"lastSnap"` // of a working VDI: the number its newest snapshot got; numbers are not given twice
-	SessGen  uint64    `json:"sessGen"` // current session generation (R14)
+	SessGen  uint64    `json:"sessGen"`  // current session generation (R14)
 	// Collected marks, for a Deleted VDI, the groups that reported it collected (R24), as a bitmap by index in the pool.
 	Collected []byte `json:"collected,omitempty"`
 }

@@ -1,0 +1,238 @@
+package place
+
+import (
+	"fmt"
+	"math/rand"
+	"slices"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+// check asserts what must hold of every assignment: distinct nodes, as many as there can be, zones as distinct as they can be.
+func check(t rapid.TB, sets [][]uint32, nodes []Node[uint32], copies int) {
+	t.Helper()
+	zone := map[uint32]string{}
+	size := map[string]int{}
+	for _, n := range nodes {
+		if n.Weight == 0 {
+			continue
+		}
+		z := n.Zone
+		if z == "" {
+			z = fmt.Sprint("node ", n.ID)
+		}
+		zone[n.ID] = z
+		size[z]++
+	}
+	want := min(copies, len(zone))
+	perZone := 1
+	for room := 0; room < want; perZone++ {
+		room = 0
+		for _, s := range size {
+			room += min(s, perZone)
+		}
+		if room >= want {
+			break
+		}
+	}
+	for g, set := range sets {
+		if len(set) != want {
+			t.Fatalf("group %d has %d nodes, not %d", g, len(set), want)
+		}
+		in := map[string]int{}
+		for i, n := range set {
+			if zone[n] == "" || slices.Contains(set[:i], n) {
+				t.Fatalf("group %d: %v names an unknown node, or one twice", g, set)
+			}
+			if in[zone[n]]++; in[zone[n]] > perZone {
+				t.Fatalf("group %d: %v has %d nodes in zone %s, allowed %d", g, set, in[zone[n]], zone[n], perZone)
+			}
+		}
+	}
+}
+
+// fair are the exact shares: in proportion to weight, nobody more than one replica of each group, no zone more than one.
+// (Only for as many zones as copies, or more.)
+func fair(nodes []Node[uint32], groups, copies int) map[uint32]float64 {
+	share := map[uint32]float64{}
+	full := map[string]bool{} // zones at their bound
+	zones := map[string][]Node[uint32]{}
+	for _, n := range nodes {
+		z := n.Zone
+		if z == "" {
+			z = fmt.Sprint("node ", n.ID)
+		}
+		zones[z] = append(zones[z], n)
+	}
+	weigh := func(z string) (w float64) {
+		for _, n := range zones[z] {
+			w += float64(n.Weight)
+		}
+		return w
+	}
+	for {
+		left, total := float64(groups*copies), 0.0
+		for z := range zones {
+			if full[z] {
+				left -= float64(groups)
+			} else {
+				total += weigh(z)
+			}
+		}
+		more := false
+		for z := range zones {
+			if !full[z] && left*weigh(z)/total > float64(groups)+1e-9 {
+				full[z], more = true, true
+			}
+		}
+		if more {
+			continue
+		}
+		for z, list := range zones {
+			for _, n := range list {
+				if full[z] {
+					share[n.ID] = float64(groups) * float64(n.Weight) / weigh(z)
+				} else {
+					share[n.ID] = left * float64(n.Weight) / total
+				}
+			}
+		}
+		return share
+	}
+}
+
+func fullest(sets [][]uint32, nodes []Node[uint32], copies int) (replicas, primaries float64) {
+	held, led := map[uint32]int{}, map[uint32]int{}
+	for _, set := range sets {
+		led[set[0]]++
+		for _, n := range set {
+			held[n]++
+		}
+	}
+	for id, f := range fair(nodes, len(sets), copies) {
+		replicas = max(replicas, float64(held[id])/f)
+		primaries = max(primaries, float64(led[id])/(f/float64(copies)))
+	}
+	return replicas, primaries
+}
+
+// moved counts the replicas of now that were not there before.
+func moved(before, now [][]uint32) int {
+	n := 0
+	for g := range now {
+		for _, id := range now[g] {
+			if !slices.Contains(before[g], id) {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+type shape struct {
+	name string
+	node func(i int, r *rand.Rand) Node[uint32]
+}
+
+var shapes = []shape{
+	{"equal", func(i int, r *rand.Rand) Node[uint32] { return Node[uint32]{Weight: 64} }},
+	{"5 zones", func(i int, r *rand.Rand) Node[uint32] { return Node[uint32]{Weight: 64, Zone: fmt.Sprint("z", i%5)} }},
+	{"3 zones", func(i int, r *rand.Rand) Node[uint32] { return Node[uint32]{Weight: 64, Zone: fmt.Sprint("z", i%3)} }},
+	{"weights", func(i int, r *rand.Rand) Node[uint32] { return Node[uint32]{Weight: uint64(32 + r.Intn(97))} }},
+	{"weights, 7 zones", func(i int, r *rand.Rand) Node[uint32] {
+		return Node[uint32]{Weight: uint64(32 + r.Intn(97)), Zone: fmt.Sprint("z", i%7)}
+	}},
+	{"uneven zones", func(i int, r *rand.Rand) Node[uint32] {
+		return Node[uint32]{Weight: uint64(32 + r.Intn(97)), Zone: fmt.Sprint("z", min(i%9, 5))}
+	}},
+	{"racks", func(i int, r *rand.Rand) Node[uint32] {
+		return Node[uint32]{Weight: uint64(64 << (i % 2)), Zone: fmt.Sprint("z", i/3)}
+	}},
+}
+
+// TestTable grows clusters from 3 to 300 nodes one by one, and takes one out at every stop.
+func TestTable(t *testing.T) {
+	const groups, copies = 2048, 3
+	stops := []int{3, 4, 5, 6, 7, 8, 9, 10, 12, 16, 20, 30, 50, 75, 100, 150, 200, 250, 300}
+	for _, s := range shapes {
+		r := rand.New(rand.NewSource(1))
+		var nodes []Node[uint32]
+		sets := make([][]uint32, groups)
+		for i := 0; i < 300; i++ {
+			n := s.node(i, r)
+			n.ID = uint32(i)
+			nodes = append(nodes, n)
+			stop := slices.Contains(stops, i+1)
+			if i < 2 || i > 20 && !stop && i%7 != 0 && !slices.Contains(stops, i+2) {
+				continue
+			}
+			began := time.Now()
+			next := Assign(sets, nodes, copies)
+			took := time.Since(began)
+			check(t, next, nodes, copies)
+			grew := slices.Contains(stops, i+1) && i >= 3
+			move := moved(sets, next)
+			sets = next
+			if !stop {
+				continue
+			}
+			replicas, primaries := fullest(sets, nodes, copies)
+			row := fmt.Sprintf("%-17s %3d nodes: fullest %.3f, primaries %.3f", s.name, i+1, replicas, primaries)
+			if replicas > 1.05 {
+				t.Errorf("%s: above 1.05", row)
+			}
+			if grew {
+				bound := 1.1 * fair(nodes, groups, copies)[uint32(i)]
+				row += fmt.Sprintf(", added: moved %.3f of its share", float64(move)*1.1/bound)
+				if float64(move) > bound+1 {
+					t.Errorf("%s: above 1.1", row)
+				}
+			}
+			if i >= 3 {
+				gone := r.Intn(i + 1)
+				rest := slices.Delete(slices.Clone(nodes), gone, gone+1)
+				less := Assign(sets, rest, copies)
+				check(t, less, rest, copies)
+				held := 0
+				for _, set := range sets {
+					if slices.Contains(set, uint32(gone)) {
+						held++
+					}
+				}
+				row += fmt.Sprintf("; removed: moved %d of %d", moved(sets, less), held)
+				if n := moved(sets, less); float64(n) > float64(held)*1.02+2 {
+					t.Errorf("%s: too much", row)
+				}
+			}
+			t.Logf("%s; %v", row, took.Round(time.Millisecond))
+		}
+	}
+}
+
+func TestFresh(t *testing.T) {
+	for _, s := range shapes {
+		for _, n := range []int{3, 5, 9, 30, 100, 300} {
+			r := rand.New(rand.NewSource(1))
+			var nodes []Node[uint32]
+			for i := range n {
+				node := s.node(i, r)
+				node.ID = uint32(i)
+				nodes = append(nodes, node)
+			}
+			began := time.Now()
+			sets := Assign(make([][]uint32, 2048), nodes, 3)
+			took := time.Since(began)
+			check(t, sets, nodes, 3)
+			replicas, primaries := fullest(sets, nodes, 3)
+			t.Logf("%-17s %3d nodes: fullest %.3f, primaries %.3f; %v", s.name, n, replicas, primaries, took.Round(time.Millisecond))
+			if replicas > 1.05 {
+				t.Errorf("%s %d: fullest %.3f", s.name, n, replicas)
+			}
+			if again := Assign(sets, nodes, 3); moved(sets, again) != 0 || !slices.EqualFunc(sets, again, slices.Equal) {
+				t.Errorf("%s %d: it is not at rest", s.name, n)
+			}
+		}
+	}
+}
