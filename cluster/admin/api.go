@@ -1,0 +1,141 @@
+package admin
+
+import (
+	"time"
+
+	"github.com/sheepdog-go/sheepdog/cluster/state"
+)
+
+// Status is the cluster in a few words and numbers.
+type Status struct {
+	State   string    `json:"state"` // running, degraded, waiting, unformatted, shutting down
+	Text    string    `json:"text"`  // the whole line, as `cluster info` prints it
+	Cluster string    `json:"cluster,omitempty"`
+	Created time.Time `json:"created,omitzero"`
+	Index   uint64    `json:"index"`
+	Epoch   uint64    `json:"epoch"`
+	Epochs  []Epoch   `json:"epochs"` // newest first
+	Pools   []Pool    `json:"pools"`
+	Health  Health    `json:"health"`
+	Leader  string    `json:"leader,omitempty"` // address of the raft leader, as this node knows it
+	Moving  Progress  `json:"moving"`           // resync of all kinds together
+	Fault   string    `json:"fault,omitempty"`  // something this answer lacks, and why
+
+	Settings state.Settings `json:"settings"`
+}
+
+// Epoch is one line of history: who was in service from then on.
+type Epoch struct {
+	Epoch uint64    `json:"epoch"`
+	Time  time.Time `json:"time"`
+	Nodes []string  `json:"nodes"` // host:port:vnodes
+}
+
+// Pool is one redundancy.
+type Pool struct {
+	ID        uint16 `json:"id"`
+	Copies    int    `json:"copies"`
+	MinCopies int    `json:"minCopies"`
+	Groups    int    `json:"groups"`
+}
+
+// Progress says how far resync is. Objects and bytes are those that differ or have to be looked at.
+type Progress struct {
+	Groups  int    `json:"groups"` // that still have something to do
+	Done    uint64 `json:"done"`   // objects
+	Total   uint64 `json:"total"`
+	Bytes   uint64 `json:"bytes"`   // copied so far
+	PerSec  uint64 `json:"perSec"`  // bytes per second at present
+	Seconds int    `json:"seconds"` // left, if it goes on like that; -1: not known
+}
+
+// Percent is how much is done.
+func (p Progress) Percent() float64 {
+	if p.Total == 0 {
+		return 0
+	}
+	return 100 * float64(min(p.Done, p.Total)) / float64(p.Total)
+}
+
+// Node is what one node says of itself, joined with what the map says of it.
+type Node struct {
+	ID          state.NodeID `json:"id"`
+	UUID        string       `json:"uuid,omitempty"`
+	Host        string       `json:"host"`
+	Port        int          `json:"port"`
+	NBD         string       `json:"nbd,omitempty"`
+	Zone        string       `json:"zone,omitempty"`
+	VNodes      int          `json:"vnodes"`
+	State       string       `json:"state"` // up, down, out, draining; unformatted: met, but not yet part of a cluster
+	Since       time.Time    `json:"since,omitzero"`
+	Incarnation uint64       `json:"incarnation,string"` // a string: JSON numbers end at 2^53 for many readers
+	Primaries   int          `json:"primaries"`          // groups it is primary of
+	InSync      int          `json:"inSync"`             // groups it is in the set of
+	Target      int          `json:"target"`             // groups it shall hold
+	Self        *Self        `json:"self,omitempty"`     // its own words; absent if it did not answer
+	Fault       string       `json:"fault,omitempty"`    // why it did not
+}
+
+// Self is what only the node itself knows.
+type Self struct {
+	Pid        int               `json:"pid"`
+	Version    string            `json:"version"`
+	Started    time.Time         `json:"started"`
+	Leader     bool              `json:"leader"` // leads raft
+	Lease      bool              `json:"lease"`  // holds its lease now
+	Index      uint64            `json:"index"`  // applied
+	Disks      []Disk            `json:"disks"`
+	Resyncs    []Resync          `json:"resyncs"`            // it is bringing others up to date, as primary
+	Counters   map[string]uint64 `json:"counters,omitempty"` // see /metrics
+	Goroutines int               `json:"goroutines"`
+}
+
+// Disk is one data directory.
+type Disk struct {
+	Path  string `json:"path"`
+	Size  uint64 `json:"size"`
+	Used  uint64 `json:"used"`
+	Avail uint64 `json:"avail"`
+	Fault string `json:"fault,omitempty"` // it failed, with why
+}
+
+// Resync is one group's copy being brought up to date on another node.
+type Resync struct {
+	Group  state.GroupID `json:"group"`
+	To     state.NodeID  `json:"to"`
+	Done   uint64        `json:"done"` // objects
+	Total  uint64        `json:"total"`
+	Bytes  uint64        `json:"bytes"`
+	PerSec uint64        `json:"perSec"`
+}
+
+// Space sums a node's disks.
+func (s *Self) Space() (size, used, avail uint64) {
+	for _, d := range s.Disks {
+		size, used, avail = size+d.Size, used+d.Used, avail+d.Avail
+	}
+	return size, used, avail
+}
+
+// Usage is what VDIs hold, by vid, each counted once (not once per copy).
+type Usage map[uint32]uint64
+
+// FormatRequest is the body of /v1/format.
+type FormatRequest struct {
+	Copies    int  `json:"copies"`
+	MinCopies int  `json:"minCopies"`
+	PGs       int  `json:"pgs"`
+	Force     bool `json:"force"` // also when it is formatted: every VDI is lost
+	Few       bool `json:"few"`   // also when there are fewer nodes than copies
+}
+
+// CheckEvent is one line of /v1/check.
+type CheckEvent struct {
+	Node    state.NodeID `json:"node"`
+	Groups  int          `json:"groups"` // checked by that node so far
+	Total   int          `json:"total"`  // groups it has to check
+	Objects uint64       `json:"objects"`
+	Finding string       `json:"finding,omitempty"` // something is not as it should be
+	Error   string       `json:"error,omitempty"`   // the check itself could not go on there
+	End     bool         `json:"end,omitempty"`     // the last line, or this node's last in the whole
+}

@@ -1,0 +1,238 @@
+package admin
+
+import (
+	"fmt"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/sheepdog-go/sheepdog/cluster/state"
+)
+
+// Health counts groups by how well they are.
+type Health struct {
+	Groups   int `json:"groups"`
+	Full     int `json:"full"`     // all copies in sync, where they shall be
+	Moving   int `json:"moving"`   // all copies in sync, but not yet where they shall be
+	Degraded int `json:"degraded"` // fewer copies in sync than asked for; reads and writes go on
+	Stalled  int `json:"stalled"`  // fewer than min-copies: writes wait, reads go on
+	Waiting  int `json:"waiting"`  // no primary: reads and writes wait
+	Copies   int `json:"copies"`   // the largest number of copies asked for: for the words
+}
+
+// HealthOf counts the groups of m.
+func HealthOf(m *state.Map) Health {
+	pools := make(map[uint16]*state.Pool, len(m.Pools))
+	h := Health{Groups: len(m.Groups)}
+	for _, p := range m.Pools {
+		pools[p.ID] = p
+		h.Copies = max(h.Copies, p.Copies)
+	}
+	for _, g := range m.Groups {
+		p := pools[uint16(g.ID>>16)]
+		switch {
+		case g.Primary.Node == state.NoNode:
+			h.Waiting++
+		case p != nil && len(g.InSync) < p.MinCopies:
+			h.Stalled++
+		case p != nil && len(g.InSync) < p.Copies:
+			h.Degraded++
+		case !inPlace(g):
+			h.Moving++
+		default:
+			h.Full++
+		}
+	}
+	return h
+}
+
+func inPlace(g *state.Group) bool {
+	if len(g.InSync) != len(g.Target) {
+		return false
+	}
+	for _, m := range g.InSync {
+		if !slices.Contains(g.Target, m.Node) {
+			return false
+		}
+	}
+	return true
+}
+
+// describe finds the state's name and line, with what is being done about it.
+func describe(m *state.Map, h Health, p Progress) (name, text string) {
+	switch {
+	case !m.Formatted():
+		return "unformatted", state.ErrUnformatted.Error()
+	case m.ShutDown:
+		return "shutting down", "shutting down"
+	case h.Waiting > 0:
+		name = "waiting"
+		text = fmt.Sprintf("degraded: %d of %d groups wait, none of their last in-sync replicas is in service%s", h.Waiting, h.Groups, downNodes(m))
+	case h.Stalled > 0:
+		name = "waiting"
+		text = fmt.Sprintf("degraded: writes to %d of %d groups wait, too few copies are in sync%s", h.Stalled, h.Groups, downNodes(m))
+	case h.Degraded > 0:
+		name = "degraded"
+		text = fmt.Sprintf("degraded: %d of %d groups have fewer than %d copies in sync%s", h.Degraded, h.Groups, h.Copies, downNodes(m))
+	default:
+		name, text = "running", "running"
+		if h.Moving > 0 {
+			text = fmt.Sprintf("running, %d of %d groups are being moved", h.Moving, h.Groups)
+		}
+	}
+	return name, text + p.words()
+}
+
+// downNodes names who is missing, as far as a line has room.
+func downNodes(m *state.Map) string {
+	var down []string
+	up := 0
+	for _, n := range m.Nodes {
+		switch {
+		case n.Removed || n.VNodes == 0:
+		case n.Up:
+			up++
+		default:
+			down = append(down, n.Addr)
+		}
+	}
+	switch {
+	case len(down) > 3:
+		return fmt.Sprintf("; %d of %d nodes are down", len(down), up+len(down))
+	case len(down) == 1:
+		return fmt.Sprintf("; %s is down", down[0])
+	case len(down) > 1:
+		return fmt.Sprintf("; %s are down", strings.Join(down, ", "))
+	case up < maxCopies(m):
+		return fmt.Sprintf("; there are only %d nodes", up)
+	}
+	return ""
+}
+
+func maxCopies(m *state.Map) int {
+	n := 0
+	for _, p := range m.Pools {
+		n = max(n, p.Copies)
+	}
+	return n
+}
+
+// words says how far a resync is.
+func (p Progress) words() string {
+	if p.Groups == 0 {
+		return ""
+	}
+	s := fmt.Sprintf("; %d being copied, %.1f%% done", p.Groups, p.Percent())
+	if p.PerSec > 0 {
+		s += fmt.Sprintf(", %.1f MB/s", float64(p.PerSec)/(1<<20))
+	}
+	if p.Seconds >= 0 {
+		s += fmt.Sprintf(", about %d s left", p.Seconds)
+	}
+	return s
+}
+
+// sumProgress adds up what nodes say of their resyncs.
+func sumProgress(nodes []Node) Progress {
+	var all []Resync
+	for _, n := range nodes {
+		if n.Self != nil {
+			all = append(all, n.Self.Resyncs...)
+		}
+	}
+	return ProgressOf(all)
+}
+
+// ProgressOf adds resyncs up.
+func ProgressOf(resyncs []Resync) Progress {
+	var p Progress
+	for _, r := range resyncs {
+		p.Groups++
+		p.Done += r.Done
+		p.Total += r.Total
+		p.Bytes += r.Bytes
+		p.PerSec += r.PerSec
+	}
+	p.Seconds = -1
+	if p.Done > 0 && p.PerSec > 0 && p.Total >= p.Done && p.Bytes > 0 {
+		left := float64(p.Bytes) / float64(p.Done) * float64(p.Total-p.Done)
+		p.Seconds = int(left/float64(p.PerSec)) + 1
+	}
+	return p
+}
+
+// epochsOf writes the history with the newest first.
+func epochsOf(m *state.Map) []Epoch {
+	out := make([]Epoch, 0, len(m.Epochs))
+	for _, e := range slices.Backward(m.Epochs) {
+		names := make([]string, 0, len(e.Nodes))
+		for _, id := range e.Nodes {
+			if n := m.Node(id); n != nil {
+				names = append(names, fmt.Sprintf("%s:%d", n.Addr, n.VNodes))
+			}
+		}
+		out = append(out, Epoch{Epoch: e.Epoch, Time: e.Time, Nodes: names})
+	}
+	return out
+}
+
+// nodesOf says what the map says of each node that was not removed.
+func nodesOf(m *state.Map) []Node {
+	at := make(map[state.NodeID]int)
+	var out []Node
+	for _, n := range m.Nodes {
+		if n.Removed {
+			continue
+		}
+		host, port := splitAddr(n.Addr)
+		at[n.ID] = len(out)
+		out = append(out, Node{ID: n.ID, UUID: n.UUID, Host: host, Port: port, NBD: n.NBD, Zone: n.Zone, VNodes: n.VNodes, State: nodeState(n),
+			Since: n.Since, Incarnation: n.Inc})
+	}
+	for _, g := range m.Groups {
+		if i, ok := at[g.Primary.Node]; ok {
+			out[i].Primaries++
+		}
+		for _, member := range g.InSync {
+			if i, ok := at[member.Node]; ok && out[i].Incarnation == member.Inc {
+				out[i].InSync++
+			}
+		}
+		for _, id := range g.Target {
+			if i, ok := at[id]; ok {
+				out[i].Target++
+			}
+		}
+	}
+	return out
+}
+
+// metNodes are nodes that only gossip knows yet, numbered by address for the moment.
+func metNodes(met []Peer) []Node {
+	slices.SortFunc(met, func(a, b Peer) int { return strings.Compare(a.Addr, b.Addr) })
+	out := make([]Node, len(met))
+	for i, p := range met {
+		host, port := splitAddr(p.Addr)
+		out[i] = Node{ID: state.NodeID(i), UUID: p.UUID, Host: host, Port: port, Zone: p.Zone, VNodes: p.VNodes, State: "unformatted"}
+	}
+	return out
+}
+
+func splitAddr(addr string) (host string, port int) {
+	host, text, _ := net.SplitHostPort(addr)
+	port, _ = strconv.Atoi(text)
+	return host, port
+}
+
+func nodeState(n *state.Node) string {
+	switch {
+	case n.Draining:
+		return "draining"
+	case n.Out:
+		return "out"
+	case n.Up:
+		return "up"
+	}
+	return "down"
+}

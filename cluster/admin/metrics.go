@@ -1,0 +1,91 @@
+package admin
+
+import (
+	"log/slog"
+	"net/http"
+	"strconv"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// collector reads the node at scrape time: nothing is counted twice, and nothing on the data path knows Prometheus.
+type collector struct{ node LocalNode }
+
+var (
+	descNode      = prometheus.NewDesc("sheepdog_node_info", "This node: constantly 1, its name in the labels.", []string{"node", "version"}, nil)
+	descLease     = prometheus.NewDesc("sheepdog_lease", "1 while this node holds its lease and may serve.", nil, nil)
+	descLeader    = prometheus.NewDesc("sheepdog_raft_leader", "1 while this node leads raft.", nil, nil)
+	descIndex     = prometheus.NewDesc("sheepdog_raft_applied_index", "Raft index that this node has applied.", nil, nil)
+	descEpoch     = prometheus.NewDesc("sheepdog_epoch", "Epoch of the agreed map.", nil, nil)
+	descGroups    = prometheus.NewDesc("sheepdog_groups", "Placement groups of the cluster by health.", []string{"state"}, nil)
+	descRoles     = prometheus.NewDesc("sheepdog_node_groups", "Placement groups by this node's role in them.", []string{"role"}, nil)
+	descSpace     = prometheus.NewDesc("sheepdog_disk_bytes", "Space of a disk.", []string{"disk", "kind"}, nil)
+	descFailed    = prometheus.NewDesc("sheepdog_disk_failed", "1 if the disk has failed.", []string{"disk"}, nil)
+	descResyncs   = prometheus.NewDesc("sheepdog_resync_groups", "Groups that this node, as primary, is bringing up to date on others.", nil, nil)
+	descResyncObj = prometheus.NewDesc("sheepdog_resync_objects", "Objects of these groups, looked at and in all.", []string{"what"}, nil)
+	descResyncBps = prometheus.NewDesc("sheepdog_resync_bytes_per_second", "Speed of these copies at present.", nil, nil)
+	descCounter   = prometheus.NewDesc("sheepdog_counter_total", "Counters of engine, store, client and NBD server by name.", []string{"name"}, nil)
+)
+
+func (c collector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{descNode, descLease, descLeader, descIndex, descEpoch, descGroups, descRoles, descSpace, descFailed,
+		descResyncs, descResyncObj, descResyncBps, descCounter} {
+		ch <- d
+	}
+}
+
+func (c collector) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	m, self := c.node.Map(), c.node.Self()
+	gauge(descNode, 1, strconv.FormatUint(uint64(c.node.ID()), 10), self.Version)
+	gauge(descLease, number(self.Lease))
+	gauge(descLeader, number(self.Leader))
+	gauge(descIndex, float64(m.Index))
+	gauge(descEpoch, float64(m.Epoch))
+	h := HealthOf(m)
+	for _, s := range []struct {
+		name  string
+		count int
+	}{{"full", h.Full}, {"moving", h.Moving}, {"degraded", h.Degraded}, {"stalled", h.Stalled}, {"waiting", h.Waiting}} {
+		gauge(descGroups, float64(s.count), s.name)
+	}
+	for _, n := range nodesOf(m) {
+		if n.ID == c.node.ID() {
+			gauge(descRoles, float64(n.Primaries), "primary")
+			gauge(descRoles, float64(n.InSync), "insync")
+			gauge(descRoles, float64(n.Target), "target")
+		}
+	}
+	for _, d := range self.Disks {
+		gauge(descSpace, float64(d.Size), d.Path, "size")
+		gauge(descSpace, float64(d.Used), d.Path, "used")
+		gauge(descSpace, float64(d.Avail), d.Path, "avail")
+		gauge(descFailed, number(d.Fault != ""), d.Path)
+	}
+	p := sumProgress([]Node{{Self: &self}})
+	gauge(descResyncs, float64(p.Groups))
+	gauge(descResyncObj, float64(p.Done), "done")
+	gauge(descResyncObj, float64(p.Total), "total")
+	gauge(descResyncBps, float64(p.PerSec))
+	for name, v := range self.Counters {
+		ch <- prometheus.MustNewConstMetric(descCounter, prometheus.CounterValue, float64(v), name)
+	}
+}
+
+func number(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// metricsHandler serves the node's metrics and Go's own.
+func metricsHandler(node LocalNode, log *slog.Logger) http.Handler {
+	r := prometheus.NewRegistry()
+	r.MustRegister(collector{node}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return promhttp.HandlerFor(r, promhttp.HandlerOpts{ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn), EnableOpenMetrics: true})
+}

@@ -1,0 +1,275 @@
+package admin_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sheepdog-go/sheepdog/cluster/admin"
+	"github.com/sheepdog-go/sheepdog/cluster/admin/admintest"
+	"github.com/sheepdog-go/sheepdog/cluster/state"
+)
+
+// start serves a made-up cluster of n nodes and returns clients of all.
+func start(t *testing.T, n int) (*admintest.Cluster, []*admin.Client) {
+	t.Helper()
+	var listeners []net.Listener
+	var addrs []string
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		listeners, addrs = append(listeners, l), append(addrs, l.Addr().String())
+	}
+	c := admintest.New(addrs...)
+	var clients []*admin.Client
+	for i, l := range listeners {
+		s := admin.NewServer(c.Node(i), slog.New(slog.DiscardHandler))
+		done := make(chan error, 1)
+		go func() { done <- s.Serve(l) }()
+		client := admin.NewClient(addrs[i])
+		clients = append(clients, client)
+		t.Cleanup(func() {
+			client.Close()
+			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+			defer cancel()
+			s.Shutdown(ctx)
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	return c, clients
+}
+
+func format(t *testing.T, c *admin.Client, copies int) {
+	t.Helper()
+	if err := c.Format(t.Context(), admin.FormatRequest{Copies: copies, PGs: 64}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestUnformatted(t *testing.T) {
+	_, clients := start(t, 3)
+	st, err := clients[1].Status(t.Context())
+	if err != nil || st.State != "unformatted" || st.Text != "Waiting for cluster to be formatted" {
+		t.Errorf("status %+v, %v", st, err)
+	}
+	nodes, err := clients[1].Nodes(t.Context())
+	if err != nil || len(nodes) != 3 || nodes[2].Self == nil {
+		t.Errorf("nodes %+v, %v", nodes, err)
+	}
+	if err := clients[0].Check(t.Context(), false, func(admin.CheckEvent) {}); !errors.Is(err, state.ErrUnformatted) {
+		t.Errorf("check: %v", err)
+	}
+	if err := clients[0].Shutdown(t.Context()); !errors.Is(err, state.ErrUnformatted) {
+		t.Errorf("shutdown: %v", err)
+	}
+}
+
+func TestFormatRefusals(t *testing.T) {
+	_, clients := start(t, 3)
+	for _, r := range []admin.FormatRequest{{}, {Copies: 4}, {Copies: 3, MinCopies: 4}, {Copies: 3, PGs: 100}, {Copies: -1}, {Copies: 3, PGs: 1 << 20}} {
+		if err := clients[0].Format(t.Context(), r); !errors.Is(err, fs.ErrInvalid) {
+			t.Errorf("format %+v: %v", r, err)
+		}
+	}
+	format(t, clients[0], 3)
+	if err := clients[0].Format(t.Context(), admin.FormatRequest{Copies: 3}); !errors.Is(err, state.ErrFormatted) {
+		t.Errorf("format again: %v", err)
+	}
+}
+
+// TestStatusDegraded: the line says how many groups lack copies and who is down.
+func TestStatusDegraded(t *testing.T) {
+	c, clients := start(t, 3)
+	format(t, clients[0], 3)
+	st, err := clients[2].Status(t.Context())
+	if err != nil || st.Text != "running" || st.Health.Full != 64 || len(st.Epochs) != 1 {
+		t.Fatalf("status %+v, %v", st, err)
+	}
+	c.Kill(1)
+	st, err = clients[2].Status(t.Context())
+	if err != nil || st.State != "degraded" || st.Health.Degraded != 64 ||
+		!strings.HasPrefix(st.Text, "degraded: 64 of 64 groups have fewer than 3 copies in sync; 127.0.0.1:") || !strings.HasSuffix(st.Text, " is down") {
+		t.Errorf("status %q %+v, %v", st.Text, st.Health, err)
+	}
+	c.Kill(0)
+	c.Kill(2)
+	if st, err = clients[2].Status(t.Context()); err != nil || st.State != "waiting" {
+		t.Errorf("status %q %+v, %v", st.Text, st.Health, err)
+	}
+}
+
+func TestNodes(t *testing.T) {
+	c, clients := start(t, 3)
+	format(t, clients[0], 3)
+	c.Kill(2)
+	nodes, err := clients[0].Nodes(t.Context())
+	if err != nil || len(nodes) != 3 {
+		t.Fatal(nodes, err)
+	}
+	primaries := 0
+	for _, n := range nodes {
+		primaries += n.Primaries
+		if n.Self == nil || n.Self.Pid != 1000+int(n.ID) {
+			t.Errorf("node %+v", n)
+		}
+	}
+	if primaries != 64 || nodes[2].State != "down" || nodes[2].Primaries != 0 || nodes[2].InSync != 0 || nodes[1].Incarnation != 101 {
+		t.Errorf("nodes %+v", nodes)
+	}
+}
+
+func TestProposeIsForAdministrators(t *testing.T) {
+	_, clients := start(t, 1)
+	format(t, clients[0], 1)
+	r, err := clients[0].Propose(t.Context(), &state.Command{ID: "1", CreateVDI: &state.CreateVDI{Name: "a", Size: 1 << 20}})
+	if err != nil || r.Err() != nil {
+		t.Fatal(r, err)
+	}
+	r, err = clients[0].Propose(t.Context(), &state.Command{ID: "2", CreateVDI: &state.CreateVDI{Name: "a", Size: 1 << 20}})
+	if err != nil || !errors.Is(r.Err(), fs.ErrExist) {
+		t.Error(r, err)
+	}
+	if _, err = clients[0].Propose(t.Context(), &state.Command{ID: "3", Ended: &state.Ended{}}); !errors.Is(err, fs.ErrPermission) {
+		t.Error(err)
+	}
+}
+
+// TestMapAfter: a watcher sees the next map as soon as it is agreed.
+func TestMapAfter(t *testing.T) {
+	c, clients := start(t, 1)
+	format(t, clients[0], 1)
+	m, err := clients[0].Map(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make(chan *state.Map, 1)
+	go func() {
+		next, err := clients[0].MapAfter(t.Context(), m.Index)
+		if err != nil {
+			t.Error(err)
+		}
+		got <- next
+	}()
+	c.Apply(&state.Command{CreateVDI: &state.CreateVDI{Name: "a", Size: 1 << 20}})
+	if next := <-got; next.Index <= m.Index || next.Working("a") == nil {
+		t.Error("an old map")
+	}
+}
+
+func TestUsageSums(t *testing.T) {
+	c, clients := start(t, 3)
+	format(t, clients[0], 3)
+	c.SetUsage(7, 4096)
+	for _, cl := range clients {
+		if u, err := cl.Usage(t.Context(), true); err != nil || u[7] != 4096 {
+			t.Error(u, err)
+		}
+	}
+}
+
+func TestCheckStreams(t *testing.T) {
+	c, clients := start(t, 3)
+	format(t, clients[0], 3)
+	c.Findings = []string{"object 1 differs"}
+	var objects uint64
+	var findings []string
+	err := clients[1].Check(t.Context(), false, func(e admin.CheckEvent) {
+		objects += e.Objects
+		if e.Finding != "" {
+			findings = append(findings, e.Finding)
+		}
+	})
+	if err != nil || objects != 21 || len(findings) != 1 {
+		t.Error(objects, findings, err)
+	}
+}
+
+func TestShutdownStopsAll(t *testing.T) {
+	c, clients := start(t, 3)
+	format(t, clients[0], 3)
+	if err := clients[1].Shutdown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		if !c.Stopped(i) {
+			t.Errorf("node %d goes on", i)
+		}
+	}
+}
+
+// TestBadRequests: garbage gets an error, and the server goes on (invariant 12).
+func TestBadRequests(t *testing.T) {
+	_, clients := start(t, 1)
+	url := "http://" + clients[0].Addr()
+	post := func(path, body, origin string) int {
+		req, _ := http.NewRequest(http.MethodPost, url+path, strings.NewReader(body))
+		if origin != "" {
+			req.Header.Set("Origin", origin)
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		io.Copy(io.Discard, resp.Body)
+		return resp.StatusCode
+	}
+	for _, r := range []struct {
+		path, body, origin string
+		want               int
+	}{
+		{"/v1/propose", "", "", 400}, {"/v1/propose", "{", "", 400}, {"/v1/propose", `{"nonesuch":1}`, "", 400}, {"/v1/propose", `{}`, "", 403},
+		{"/v1/propose", strings.Repeat(" ", 2<<20), "", 400}, {"/v1/format", `{"copies":1,"pgs":64}`, "http://evil.example", 403}, {"/v1/nonesuch", "", "", 404},
+		{"/v1/map", "", "", 405},
+	} {
+		if got := post(r.path, r.body, r.origin); got != r.want {
+			t.Errorf("POST %s %.40q: %d, want %d", r.path, r.body, got, r.want)
+		}
+	}
+	if st, err := clients[0].Status(t.Context()); err != nil || st.State != "unformatted" {
+		t.Error(st, err)
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	c, clients := start(t, 3)
+	format(t, clients[0], 3)
+	c.Kill(2)
+	resp, err := http.Get("http://" + clients[0].Addr() + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, _ := io.ReadAll(resp.Body)
+	for _, want := range []string{`sheepdog_groups{state="degraded"} 64`, "sheepdog_lease 1", "sheepdog_raft_leader 1", `sheepdog_counter_total{name="reads"} 1`,
+		`sheepdog_disk_bytes{disk="/disk0",kind="used"}`, "go_goroutines"} {
+		if !strings.Contains(string(b), want) {
+			t.Errorf("no %s in\n%s", want, b)
+		}
+	}
+}
+
+func TestNoConnection(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().String()
+	l.Close()
+	var conn *admin.ConnError
+	_, err = admin.NewClient(addr).Status(t.Context())
+	if !errors.As(err, &conn) || err.Error() != "failed to connect to "+addr+": connection refused" {
+		t.Error(err)
+	}
+}
