@@ -137,6 +137,9 @@ func (e *edit) seal() {
 			if g != was && (g.Primary != was.Primary || !slices.Equal(g.InSync, was.InSync)) {
 				g.Term = was.Term + 1
 			}
+			if g.Primary != was.Primary {
+				g.Granted = g.Term
+			}
 		}
 	}
 	if e.nodesMoved && e.m.Formatted() {

@@ -126,7 +126,7 @@ func (e *edit) fillPool(p *Pool) *Error {
 	m := e.m
 	groups := slices.Grow(slices.Clone(m.Groups), p.PGs)
 	for i, target := range place.Assign(make([][]NodeID, p.PGs), here, p.Copies) {
-		g := &Group{ID: NewGroupID(p.ID, i), Term: m.FirstTerm, Target: target}
+		g := &Group{ID: NewGroupID(p.ID, i), Term: m.FirstTerm, Granted: m.FirstTerm, Target: target}
 		for _, id := range target {
 			g.InSync = append(g.InSync, m.Current(id))
 		}
