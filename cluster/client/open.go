@@ -1,0 +1,285 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/sheepdog-go/sheepdog/cluster/state"
+	"github.com/sheepdog-go/sheepdog/cluster/wire"
+)
+
+// OpenOptions say how a VDI is opened.
+type OpenOptions struct {
+	ReadOnly bool // no session is taken: the VDI may be open elsewhere. Snapshots are always opened so
+}
+
+// Disk is an opened VDI or snapshot. Requests to it may come from many goroutines.
+type Disk struct {
+	s        *session
+	readOnly bool
+	once     sync.Once
+}
+
+// opening is a writer's session, or one being opened: those who come meanwhile wait for it.
+type opening struct {
+	ready chan struct{}
+	s     *session
+	err   error
+}
+
+// closeTimeout bounds the flush and the end of a session at the last Close.
+const closeTimeout = 10 * time.Second
+
+// Open opens the working VDI of a name for writing, or with snap (a tag or a number) its snapshot for reading. All who open the same VDI for
+// writing through one Client share one session (R14). Errors wrap fs.ErrNotExist, or syscall.EBUSY if another client has it.
+func (c *Client) Open(ctx context.Context, name, snap string, o OpenOptions) (*Disk, error) {
+	if c.closed.Load() {
+		return nil, fmt.Errorf("open %s: %w", name, ErrClosed)
+	}
+	v, err := c.Map().Lookup(name, snap)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", exportName(name, snap), err)
+	}
+	if snap != "" || o.ReadOnly || v.State == state.Frozen {
+		s := c.newSession(c.Map(), v, nil, exportName(name, snap))
+		s.snap = snap != ""
+		return &Disk{s: s, readOnly: true}, nil
+	}
+	for {
+		s, err := c.writer(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		s.mu.Lock()
+		live := s.refs > 0 || s.refs == 0 && s.fresh
+		if live {
+			s.refs++
+			s.fresh = false
+		}
+		s.mu.Unlock()
+		if live && s.deadErr() == nil {
+			return &Disk{s: s}, nil
+		}
+		if live {
+			(&Disk{s: s}).Close(ctx)
+		}
+		select { // the last Disk is just being closed
+		case <-s.gone:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("open %s: %w", name, context.Cause(ctx))
+		}
+	}
+}
+
+func exportName(name, snap string) string {
+	if snap == "" {
+		return name
+	}
+	return name + ":" + snap
+}
+
+// writer is the session of a name: one there is, or a new one.
+func (c *Client) writer(ctx context.Context, name string) (*session, error) {
+	c.mu.Lock()
+	o := c.writers[name]
+	mine := o == nil
+	if mine {
+		o = &opening{ready: make(chan struct{})}
+		c.writers[name] = o
+	}
+	c.mu.Unlock()
+	if !mine {
+		select {
+		case <-o.ready:
+			return o.s, o.err
+		case <-ctx.Done():
+			return nil, fmt.Errorf("open %s: %w", name, context.Cause(ctx))
+		}
+	}
+	s, err := c.openSession(ctx, name)
+	c.mu.Lock()
+	o.s, o.err = s, err
+	if err != nil {
+		delete(c.writers, name)
+	}
+	c.mu.Unlock()
+	close(o.ready)
+	return s, err
+}
+
+// openSession has raft grant a session (R14).
+func (c *Client) openSession(ctx context.Context, name string) (*session, error) {
+	ses, m, err := c.grant(ctx, name)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", name, err)
+	}
+	v := m.VDI(ses.Vid)
+	if v == nil {
+		return nil, fmt.Errorf("open %s: vid %06x is gone again: %w", name, ses.Vid, syscall.EIO)
+	}
+	s := c.newSession(m, v, ses, name)
+	s.fresh = true
+	return s, nil
+}
+
+// grant proposes a session and waits until the map here holds it.
+func (c *Client) grant(ctx context.Context, name string) (*state.Session, *state.Map, error) {
+	res, err := c.cfg.Propose(ctx, c.command(func(cmd *state.Command) {
+		cmd.OpenSess = &state.OpenSess{Name: name, Client: c.cfg.ID, Holder: c.holder(), Owner: c.cfg.Owner}
+	}))
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := res.Err(); err != nil {
+		return nil, nil, err
+	}
+	if res.Sess == nil {
+		return nil, nil, errors.New("the cluster granted no session")
+	}
+	m, err := c.WaitMap(ctx, res.Index)
+	if err != nil {
+		return nil, nil, err
+	}
+	if now := m.Session(res.Sess.ID); now != nil {
+		return now, m, nil
+	}
+	return nil, nil, fmt.Errorf("the session ended at once: %w", syscall.EBUSY)
+}
+
+// holder is whose lease a session lives under: our node's, or nobody's for a program.
+func (c *Client) holder() state.Member {
+	if c.cfg.LocalNode == state.NoNode {
+		return state.Member{Node: state.NoNode}
+	}
+	return c.Map().Current(c.cfg.LocalNode)
+}
+
+// command makes a command with an identity of its own, so that proposing it again does no harm.
+func (c *Client) command(fill func(*state.Command)) *state.Command {
+	cmd := &state.Command{ID: randomID(), Time: time.Now()}
+	fill(cmd)
+	return cmd
+}
+
+// newSession begins a session that raft granted, or a reader's view.
+func (c *Client) newSession(m *state.Map, v *state.VDI, ses *state.Session, name string) *session {
+	pool := m.Pool(v.Pool)
+	s := &session{c: c, name: name, root: v.Root, rootID: v.RootGen, pool: pool, gone: make(chan struct{})}
+	s.groups = make([]atomicGroup, pool.PGs)
+	id := &ident{vid: v.Vid, gen: v.Gen, size: v.Size, index: m.Index}
+	if ses != nil {
+		s.writer = true
+		id.sess, id.sessGen = ses.ID, ses.Gen
+		s.inherit = ses.Gen > 1 || v.Shared
+	} else {
+		s.refs = 1
+	}
+	s.ident.Store(id)
+	c.mu.Lock()
+	c.sessions[s] = struct{}{}
+	c.mu.Unlock()
+	c.Stats.Sessions.Add(1)
+	c.wakeTender()
+	return s
+}
+
+// WaitMap waits for a map of at least this index.
+func (c *Client) WaitMap(ctx context.Context, index uint64) (*state.Map, error) {
+	return WaitFor(ctx, c.cfg.Maps, func(m *state.Map) bool { return m.Index >= index })
+}
+
+// WaitFor waits for a map that ok likes.
+func WaitFor(ctx context.Context, maps Maps, ok func(*state.Map) bool) (*state.Map, error) {
+	if m := maps.Map(); ok(m) {
+		return m, nil
+	}
+	changed, cancel := maps.Subscribe()
+	defer cancel()
+	for {
+		if m := maps.Map(); ok(m) {
+			return m, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("wait for the agreed map: %w", context.Cause(ctx))
+		}
+	}
+}
+
+// Size is the VDI's size in bytes as the newest map has it.
+func (d *Disk) Size() uint64 { return d.s.ident.Load().size }
+
+// ReadOnly says that changes are refused.
+func (d *Disk) ReadOnly() bool { return d.readOnly }
+
+// Vid is the working vid now, or the snapshot's.
+func (d *Disk) Vid() uint32 { return d.s.ident.Load().vid }
+
+// Name is what was opened: NAME or NAME:SNAPSHOT.
+func (d *Disk) Name() string { return d.s.name }
+
+// Close gives the Disk back. All its Ops must be done. The last one of a session flushes and ends it; an error says that acknowledged
+// writes may not be durable.
+func (d *Disk) Close(ctx context.Context) (err error) {
+	d.once.Do(func() {
+		s := d.s
+		s.mu.Lock()
+		s.refs--
+		last := s.refs == 0
+		s.mu.Unlock()
+		if last {
+			err = s.close(ctx)
+		}
+	})
+	return err
+}
+
+// close flushes and ends a session that nobody uses any more.
+func (s *session) close(ctx context.Context) error {
+	defer close(s.gone)
+	defer s.c.forget(s)
+	if !s.writer || s.deadErr() != nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, closeTimeout)
+	defer cancel()
+	err := s.flushWait(ctx)
+	id := s.ident.Load()
+	_, perr := s.c.cfg.Propose(ctx, s.c.command(func(cmd *state.Command) { cmd.CloseSess = &state.CloseSess{ID: id.sess} }))
+	var b wire.Batch
+	s.kill(fmt.Errorf("%s: %w", s.name, ErrClosed), &b)
+	b.End()
+	if err != nil {
+		return fmt.Errorf("close %s: flush: %w", s.name, err)
+	}
+	if perr != nil {
+		return fmt.Errorf("close %s: end the session: %w", s.name, perr)
+	}
+	return nil
+}
+
+// flushWait flushes unless nothing needs it.
+func (s *session) flushWait(ctx context.Context) error {
+	s.mu.Lock()
+	clean := len(s.dirty) == 0 && s.round == nil && s.lostFlush == nil
+	s.mu.Unlock()
+	if clean {
+		return nil
+	}
+	done := make(chan error, 1)
+	op := &Op{Kind: wire.KindFlush, s: s, Done: func(op *Op, _ *wire.Batch) { done <- op.Err }}
+	var b wire.Batch
+	s.flush(op, &b)
+	b.End()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}

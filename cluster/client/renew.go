@@ -1,0 +1,160 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"syscall"
+	"time"
+
+	"github.com/sheepdog-go/sheepdog/cluster/state"
+	"github.com/sheepdog-go/sheepdog/cluster/wire"
+)
+
+// A session ends without our doing when its holder's lease ended (the machine was stopped or cut off for a while), when an administrator unlocks the VDI, or
+// when another client takes it over. In the first case, and only if nobody had the VDI meanwhile, which the VDI's count of generations says, it is opened
+// again, and the VM sees a pause. Late copies of our old requests are fenced like a stranger's. In the other cases going on would overwrite what
+// others wrote: the session is dead (R14).
+
+// renewInterval is between tries to open a session again while the cluster can't say.
+const renewInterval = 500 * time.Millisecond
+
+// fenced takes the answer that a request's session is over as of a map index.
+func (s *session) fenced(p *piece, index uint64, b *wire.Batch) {
+	c := s.c
+	m := c.cfg.Maps.Map()
+	id := s.ident.Load()
+	switch {
+	case !s.writer:
+		c.settle(p, p.errorf(syscall.EIO, "refused: the VDI may only be read through a session now"), b)
+		return
+	case index > m.Index:
+		c.retry(p, index)
+		return
+	case p.req.IO.SessGen != id.sessGen:
+		c.retry(p, 0) // from before it was opened again
+		return
+	}
+	if ses := m.Session(id.sess); ses != nil && ses.Gen == id.sessGen {
+		c.retry(p, 0) // the primary is ahead of our map, or behind it
+		return
+	}
+	s.mu.Lock()
+	if err := s.deadErr(); err != nil {
+		s.mu.Unlock()
+		c.settle(p, err, b)
+		return
+	}
+	s.waiting.push(p)
+	s.mu.Unlock()
+	s.lapse()
+}
+
+// lapse has the session opened again, if that may be.
+func (s *session) lapse() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.renewing || s.deadErr() != nil || s.refs == 0 && !s.fresh || s.c.closed.Load() {
+		return
+	}
+	s.renewing = true
+	s.c.wg.Go(s.renew)
+}
+
+// renew opens a lapsed session again, or finds that it is dead.
+func (s *session) renew() {
+	c := s.c
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
+	c.wg.Go(func() {
+		select {
+		case <-c.ended:
+			cancel(ErrClosed)
+		case <-ctx.Done():
+		}
+	})
+	old := s.ident.Load()
+	for s.deadErr() == nil {
+		err, final := s.renewOnce(ctx, old)
+		switch {
+		case err == nil:
+			s.renewed()
+			return
+		case final:
+			c.Stats.Fenced.Add(1)
+			c.log.Error("session ended by others", "vdi", s.name, "error", err)
+			var b wire.Batch
+			s.kill(fmt.Errorf("%s is fenced: %w: %w", s.name, err, syscall.EIO), &b)
+			b.End()
+			return
+		}
+		c.log.Warn("open a lapsed session again", "vdi", s.name, "error", err)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(renewInterval):
+		}
+	}
+}
+
+// renewOnce tries once. final: trying again can't help.
+func (s *session) renewOnce(ctx context.Context, old *ident) (err error, final bool) {
+	c := s.c
+	m := c.Map()
+	if c.cfg.LocalNode != state.NoNode && !m.InService(c.holder()) {
+		return errors.New("this node is not in service"), false
+	}
+	if err := s.mayRenew(m, old); err != nil {
+		return err, true
+	}
+	try, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	ses, m, err := c.grant(try, s.name)
+	if err != nil {
+		return err, false // if somebody else has it now, the next map says so
+	}
+	v := m.VDI(ses.Vid)
+	if v == nil || ses.Gen != old.sessGen+1 && !(v.Shared && ses.Gen == old.sessGen) {
+		c.cfg.Propose(try, c.command(func(cmd *state.Command) { cmd.CloseSess = &state.CloseSess{ID: ses.ID} }))
+		return fmt.Errorf("another client had the VDI meanwhile (generation %d, ours was %d)", ses.Gen, old.sessGen), true
+	}
+	s.mu.Lock()
+	s.inherit = true
+	s.mu.Unlock()
+	s.ident.Store(&ident{vid: v.Vid, gen: v.Gen, size: v.Size, sess: ses.ID, sessGen: ses.Gen, index: m.Index})
+	return nil, false
+}
+
+// mayRenew says why the session can't be had back.
+func (s *session) mayRenew(m *state.Map, old *ident) error {
+	v := m.Working(s.name)
+	switch {
+	case v == nil || v.RootGen != s.rootID || v.Root != s.root:
+		return fmt.Errorf("the VDI was deleted")
+	case v.SessGen == old.sessGen:
+		return nil
+	}
+	for _, ses := range m.SessionsOf(v.Vid) {
+		if ses.Client == s.c.cfg.ID && ses.Gen == old.sessGen+1 {
+			return nil // ours: granted by a try whose outcome we did not hear
+		}
+		if ses.Client != s.c.cfg.ID {
+			return fmt.Errorf("taken over by %s since %s", ses.Owner, ses.Since.Format(time.DateTime))
+		}
+	}
+	return fmt.Errorf("unlocked, or taken over by another client (generation %d, ours is %d)", v.SessGen, old.sessGen)
+}
+
+// renewed lets go what waited.
+func (s *session) renewed() {
+	s.c.Stats.Renewed.Add(1)
+	s.c.log.Warn("opened a lapsed session again; nobody had the VDI meanwhile", "vdi", s.name)
+	s.mu.Lock()
+	s.renewing = false
+	list := s.waiting.take()
+	s.mu.Unlock()
+	for p := list.pop(); p != nil; p = list.pop() {
+		s.c.retry(p, 0)
+	}
+	s.c.wakeTender()
+}

@@ -1,0 +1,178 @@
+package client
+
+import (
+	"github.com/sheepdog-go/sheepdog/cluster/state"
+	"github.com/sheepdog-go/sheepdog/cluster/wire"
+)
+
+// replay sends acknowledged changes again that a group lost with its nodes' power (R17), in the order of their numbers, before anything else of
+// this session goes there. Changes of different blocks go together.
+//
+//	steady ──(map: Resumes rose)──▶ held ──(map: RecoveredAt caught up)──▶ resending ──▶ steady
+//	  ▲                              │ nothing retained                        │ Resumes rose again
+//	  └──────────────────────────────┘                                         └──▶ held
+type replay struct {
+	target  uint64 // Group.Resumes that this answers
+	items   []*retainedItem
+	active  []*retainedItem
+	aborted bool
+}
+
+// replayWindow bounds what is resent to one group at a time.
+const replayWindow = 32
+
+// hold keeps p back if its group resumed and is not made good yet; false: it may go.
+func (s *session) hold(p *piece, sg *sgroup, b *wire.Batch) bool {
+	s.mu.Lock()
+	g := s.c.cfg.Maps.Map().Group(sg.id)
+	if g == nil || g.Resumes == sg.resumes.Load() && sg.replay == nil {
+		s.mu.Unlock()
+		return false
+	}
+	sg.held.push(p)
+	s.mu.Unlock()
+	s.resume(sg, b)
+	return true
+}
+
+// resume looks what a group that resumed needs, as far as the map says.
+func (s *session) resume(sg *sgroup, b *wire.Batch) {
+	s.mu.Lock()
+	g := s.c.cfg.Maps.Map().Group(sg.id)
+	if g == nil || sg.replay != nil {
+		s.mu.Unlock()
+		return
+	}
+	had := sg.resumes.Load()
+	if g.Resumes == had {
+		s.releaseHeld(sg, b)
+		return
+	}
+	if g.Term > sg.resumedTerm {
+		sg.resumedTerm = g.Term
+	}
+	if sg.keep.first == nil {
+		sg.resumes.Store(g.Resumes)
+		s.releaseHeld(sg, b)
+		return
+	}
+	if g.RecoveredAt != g.Resumes {
+		s.mu.Unlock()
+		return // the new primary does not know yet; its word comes with a newer map
+	}
+	from := g.Recovered
+	if g.Resumes != had+1 {
+		from = 0 // what the resumes between recovered is not known: everything, to be sure
+	}
+	items := sg.keep.beyond(from)
+	if len(items) == 0 {
+		sg.resumes.Store(g.Resumes)
+		s.releaseHeld(sg, b)
+		return
+	}
+	s.c.log.Warn("sending acknowledged writes again", "vdi", s.name, "group", uint32(sg.id), "writes", len(items), "recovered", g.Recovered)
+	sg.replay = &replay{target: g.Resumes, items: items}
+	s.pump(sg, b)
+}
+
+// releaseHeld lets go what was held. mu is held, and released.
+func (s *session) releaseHeld(sg *sgroup, b *wire.Batch) {
+	list := sg.held.take()
+	s.mu.Unlock()
+	for p := list.pop(); p != nil; p = list.pop() {
+		s.c.dispatch(p, b)
+	}
+}
+
+// pump sends as much as may go, and ends the resending when all is done. mu is held, and released.
+func (s *session) pump(sg *sgroup, b *wire.Batch) {
+	r := sg.replay
+	var list pieceList
+	for !r.aborted && len(r.items) > 0 && len(r.active) < replayWindow && !r.busy(r.items[0]) {
+		it := r.items[0]
+		r.items = r.items[1:]
+		r.active = append(r.active, it)
+		list.push(s.resent(sg, it))
+	}
+	if len(r.active) > 0 {
+		s.mu.Unlock()
+		for p := list.pop(); p != nil; p = list.pop() {
+			s.c.Stats.Resent.Add(1)
+			s.c.dispatch(p, b)
+		}
+		return
+	}
+	sg.replay = nil
+	if r.aborted {
+		s.mu.Unlock()
+		s.resume(sg, b)
+		return
+	}
+	sg.resumes.Store(r.target)
+	s.releaseHeld(sg, b)
+}
+
+// busy says whether an item touches one that is under way.
+func (r *replay) busy(it *retainedItem) bool {
+	for _, a := range r.active {
+		if a.overlaps(it) {
+			return true
+		}
+	}
+	return false
+}
+
+// resent makes a request of a retained change.
+func (s *session) resent(sg *sgroup, it *retainedItem) *piece {
+	p := getPiece()
+	p.s, p.sg, p.again, p.replay, p.index = s, sg, it, sg.replay, it.index
+	r := &p.req
+	r.Kind, r.Group = it.kind, uint32(sg.id)
+	r.IO = wire.IO{Key: uint64(s.root)<<32 | uint64(it.index), Off: it.off, Len: it.len}
+	r.Client, r.Epoch, r.To = s.c.cfg.ID, localEpoch, p
+	r.Data, r.Owner = it.data, it.owner
+	if r.Kind == wire.KindWrite {
+		p.sum()
+	}
+	return p
+}
+
+// stale says, for a resent piece, that the map asks for another resending than the one it is part of; it is taken out then.
+func (s *session) stale(p *piece, g *state.Group, b *wire.Batch) bool {
+	if g.Resumes == p.replay.target {
+		return false
+	}
+	s.resentDone(p, nil, true, b)
+	return true
+}
+
+// resentDone takes the outcome of a resent piece.
+func (s *session) resentDone(p *piece, err error, abort bool, b *wire.Batch) {
+	s.mu.Lock()
+	sg, r, it := p.sg, p.replay, p.again
+	lsn := p.req.Done.LSN
+	p.req.Data, p.req.Owner = nil, nil
+	putPiece(p)
+	if sg.replay != r { // the session died meanwhile
+		s.mu.Unlock()
+		return
+	}
+	for i, a := range r.active {
+		if a == it {
+			r.active = append(r.active[:i], r.active[i+1:]...)
+			break
+		}
+	}
+	switch {
+	case abort:
+		r.aborted = true
+	case err != nil:
+		sg.keep.remove(it)
+		s.account(-it.cost())
+		s.lose(it, err)
+		it.free()
+	default:
+		it.lsn = lsn
+	}
+	s.pump(sg, b)
+}

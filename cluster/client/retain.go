@@ -1,0 +1,219 @@
+package client
+
+import (
+	"fmt"
+	"slices"
+	"sync"
+	"syscall"
+
+	"github.com/sheepdog-go/sheepdog/cluster/wire"
+)
+
+// retainedItem is an acknowledged change that a power cut may still take back (R17).
+type retainedItem struct {
+	next  *retainedItem
+	seq   uint64 // place among the session's acknowledgements
+	lsn   uint64 // its number in the group
+	kind  wire.Kind
+	index uint32
+	off   uint32
+	len   uint32
+	data  []byte
+	owner wire.Holder
+}
+
+// itemCost is charged for an item besides its payload: trims are not free either.
+const itemCost = 128
+
+var itemPool = sync.Pool{New: func() any { return new(retainedItem) }}
+
+func (it *retainedItem) cost() int64 {
+	n := int64(len(it.data))
+	if n > 0 {
+		n = max(n, blockSize) // a smaller payload keeps a whole buffer
+	}
+	return n + itemCost
+}
+
+func (it *retainedItem) overlaps(x *retainedItem) bool {
+	return it.index == x.index && it.off/blockSize < (x.off+x.len+blockSize-1)/blockSize &&
+		x.off/blockSize < (it.off+it.len+blockSize-1)/blockSize
+}
+
+// free gives the payload and the item back.
+func (it *retainedItem) free() {
+	if it.owner != nil {
+		it.owner.Release()
+	}
+	*it = retainedItem{}
+	itemPool.Put(it)
+}
+
+// retained are the items of a group in the order in which they were acknowledged. The session's mu guards it.
+type retained struct {
+	first, last *retainedItem
+}
+
+// add keeps what p changed.
+func (k *retained) add(p *piece, seq uint64) *retainedItem {
+	it := itemPool.Get().(*retainedItem)
+	r := &p.req
+	*it = retainedItem{seq: seq, lsn: r.Done.LSN, kind: r.Kind, index: p.index, off: r.IO.Off, len: r.IO.Len, data: r.Data, owner: r.Owner}
+	if it.owner != nil {
+		it.owner.Retain()
+	}
+	if k.first == nil {
+		k.first = it
+	} else {
+		k.last.next = it
+	}
+	k.last = it
+	return it
+}
+
+// flushed drops what was acknowledged up to seq, and returns how many bytes that frees.
+func (k *retained) flushed(seq uint64) (n int64) {
+	for k.first != nil && k.first.seq <= seq {
+		n += k.pop()
+	}
+	return n
+}
+
+func (k *retained) pop() int64 {
+	it := k.first
+	if k.first = it.next; k.first == nil {
+		k.last = nil
+	}
+	n := it.cost()
+	it.free()
+	return n
+}
+
+// durableBelow drops what a durable entry with this number made durable: a group is always at a prefix of its numbers (R1).
+func (k *retained) durableBelow(lsn uint64) (n int64) {
+	var list retained
+	for it := k.first; it != nil; {
+		next := it.next
+		if it.lsn < lsn {
+			n += it.cost()
+			it.free()
+		} else {
+			list.append(it)
+		}
+		it = next
+	}
+	*k = list
+	return n
+}
+
+func (k *retained) append(it *retainedItem) {
+	it.next = nil
+	if k.first == nil {
+		k.first = it
+	} else {
+		k.last.next = it
+	}
+	k.last = it
+}
+
+// remove takes one item out, which the caller owns then.
+func (k *retained) remove(it *retainedItem) {
+	var list retained
+	for x := k.first; x != nil; {
+		next := x.next
+		if x != it {
+			list.append(x)
+		}
+		x = next
+	}
+	*k = list
+}
+
+// beyond lists the items with higher numbers, in the order of their numbers.
+func (k *retained) beyond(lsn uint64) []*retainedItem {
+	var list []*retainedItem
+	for it := k.first; it != nil; it = it.next {
+		if it.lsn > lsn {
+			list = append(list, it)
+		}
+	}
+	slices.SortFunc(list, func(a, b *retainedItem) int {
+		switch {
+		case a.lsn < b.lsn:
+			return -1
+		case a.lsn > b.lsn:
+			return 1
+		}
+		return 0
+	})
+	return list
+}
+
+// drop forgets all. A resending may still look at the items, so they go to the garbage collector.
+func (k *retained) drop() (n int64) {
+	for it := k.first; it != nil; it = it.next {
+		n += it.cost()
+		if it.owner != nil {
+			it.owner.Release()
+			it.owner, it.data = nil, nil
+		}
+	}
+	*k = retained{}
+	return n
+}
+
+// account adds to what is retained, and has the tender flush when that is too much. mu is held.
+func (s *session) account(n int64) {
+	s.kept += n
+	if now := s.c.Stats.Retained.Add(n); n > 0 && now >= s.c.cfg.RetainBytesMax && now-n < s.c.cfg.RetainBytesMax {
+		s.c.wakeTender()
+	}
+}
+
+// lostRange is where acknowledged bytes are lost: reads of these blocks fail until they are written again.
+type lostRange struct{ index, first, end uint32 }
+
+// lose notes that a retained change can't be made good. mu is held.
+func (s *session) lose(it *retainedItem, why error) {
+	r := lostRange{it.index, it.off / blockSize, (it.off + it.len + blockSize - 1) / blockSize}
+	s.lost = append(s.lost, r)
+	s.lossy.Store(true)
+	s.lostFlush = fmt.Errorf("%s: an acknowledged %s of object %016x at %d+%d was lost when its nodes lost power, and could not be sent again (%v): %w",
+		s.name, it.kind, uint64(s.root)<<32|uint64(it.index), it.off, it.len, why, syscall.EIO)
+	s.c.Stats.Lost.Add(1)
+	s.c.log.Error("acknowledged write lost", "vdi", s.name, "object", it.index, "offset", it.off, "bytes", it.len, "error", why)
+}
+
+// isLost says whether p would read lost bytes.
+func (s *session) isLost(p *piece) bool {
+	first, end := p.blocks()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, r := range s.lost {
+		if r.index == p.index && first < r.end && r.first < end {
+			return true
+		}
+	}
+	return false
+}
+
+// heal forgets losses in the whole blocks that p wrote. mu is held.
+func (s *session) heal(p *piece) {
+	io := &p.req.IO
+	first, end := (io.Off+blockSize-1)/blockSize, (io.Off+io.Len)/blockSize
+	var left []lostRange
+	for _, r := range s.lost {
+		if r.index != p.index || first >= r.end || r.first >= end {
+			left = append(left, r)
+			continue
+		}
+		if r.first < first {
+			left = append(left, lostRange{r.index, r.first, first})
+		}
+		if end < r.end {
+			left = append(left, lostRange{r.index, end, r.end})
+		}
+	}
+	s.lost = left
+	s.lossy.Store(len(left) > 0)
+}
