@@ -1,0 +1,115 @@
+package lease
+
+import (
+	"time"
+
+	"github.com/sheepdog-go/sheepdog/cluster/state"
+)
+
+// Leased is who may have a lease now, ordered by node: what a command written now says of leases (R6). gone, if it names a node, is one whose
+// incarnation in service is known to be over by the command itself.
+func (k *Keeper) Leased(gone ...state.NodeID) []state.Member {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.lead == 0 {
+		return nil
+	}
+	now := k.clock()
+	k.touch(now)
+	list := []state.Member{}
+next:
+	for _, n := range k.m.Nodes {
+		h := k.nodes[n.ID]
+		if h == nil || h.gone || h.until <= now {
+			continue
+		}
+		for _, id := range gone {
+			if id == n.ID {
+				continue next
+			}
+		}
+		list = append(list, h.member)
+	}
+	return list
+}
+
+// Lapsed is whose lease has surely ended. They get none from now on (R12 c): the caller proposes their end.
+func (k *Keeper) Lapsed() []state.Member {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.lead == 0 {
+		return nil
+	}
+	now := k.clock()
+	k.touch(now)
+	var list []state.Member
+	for _, n := range k.m.Nodes {
+		if h := k.nodes[n.ID]; h != nil && (h.gone || h.until <= now) {
+			h.ending = true
+			list = append(list, h.member)
+		}
+	}
+	return list
+}
+
+// Exited notes that a member's process is gone (R8). It is Lapsed from now on.
+func (k *Keeper) Exited(m state.Member) {
+	k.mu.Lock()
+	if h := k.nodes[m.Node]; k.lead != 0 && h != nil && h.member == m {
+		h.ending, h.gone = true, true
+	}
+	k.mu.Unlock()
+	k.wake()
+}
+
+// Waiting is who has asked lately for a first lease and is not in service yet.
+func (k *Keeper) Waiting() []state.Member {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.lead == 0 {
+		return nil
+	}
+	now := k.clock()
+	var list []state.Member
+	for _, n := range k.m.Nodes {
+		e, ok := k.echoes[n.UUID]
+		if ok && k.nodes[n.ID] == nil && e.wants == (state.Member{Node: n.ID, Inc: n.Inc}) && !n.Ended && !n.Removed && now-e.heard < Length {
+			list = append(list, e.wants)
+		}
+	}
+	return list
+}
+
+// Unsure says whether some member's lease is only assumed: this leader is new and has not heard of it. Commands that ask "does anybody
+// else of the set have a lease" better wait a moment.
+func (k *Keeper) Unsure(except state.NodeID) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	now := k.clock()
+	for id, h := range k.nodes {
+		if id != except && !h.known && !h.gone && h.until > now {
+			return true
+		}
+	}
+	return false
+}
+
+// May says whether this member may have a lease now.
+func (k *Keeper) May(m state.Member) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	h := k.nodes[m.Node]
+	return h != nil && h.member == m && !h.gone && h.until > k.clock()
+}
+
+// Heard is how long ago a node was heard of, and how far it has applied raft's log. ok is false if it was never heard of
+// under this leadership.
+func (k *Keeper) Heard(uuid string) (ago time.Duration, applied uint64, ok bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	e, ok := k.echoes[uuid]
+	if !ok || e.heard == 0 {
+		return 0, 0, false
+	}
+	return k.clock() - e.heard, e.applied, true
+}
