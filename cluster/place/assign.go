@@ -33,6 +33,10 @@ func Assign[ID ~uint32](prev [][]ID, nodes []Node[ID], copies int) [][]ID {
 			}
 		}
 	}
+	p.kept = make([][]int, len(p.sets))
+	for g, set := range p.sets {
+		p.kept[g] = slices.Clone(set)
+	}
 	p.fill()
 	p.lead()
 	out := make([][]ID, len(prev))
@@ -54,8 +58,10 @@ type plan struct {
 	zones  []zone
 	spread spread
 	sets   [][]int // by group: its nodes
+	kept   [][]int // by group: the nodes it had before, as far as they may stay
 	quota  []int   // by node: replicas it shall hold
 	load   []int   // by node: replicas it holds
+	salt   uint64  // draws differ from one set of nodes to the next: if always the same groups moved first, the others would stay together for ever
 }
 
 type member struct {
@@ -83,6 +89,7 @@ func newPlan[ID ~uint32](nodes []Node[ID], copies, groups int) *plan {
 		}
 		p.zones[z].nodes = append(p.zones[z].nodes, len(p.nodes))
 		p.nodes = append(p.nodes, member{id: uint32(n.ID), weight: min(n.Weight, weightMax), zone: z})
+		p.salt = mix(p.salt ^ uint64(n.ID)<<40 ^ min(n.Weight, weightMax))
 	}
 	p.spread = findSpread(p.zones, len(p.nodes), copies)
 	p.quota = quotas(p.nodes, p.zones, groups, p.spread)

@@ -1,6 +1,9 @@
 package place
 
-import "slices"
+import (
+	"cmp"
+	"slices"
+)
 
 // fill brings every node to its quota.
 func (p *plan) fill() {
@@ -56,7 +59,7 @@ func (p *plan) draw(g int, tickets []int, urgency func(n int) int, salt uint64) 
 			if total == 0 {
 				return -1
 			}
-			point = mix(salt) % total
+			point = mix(salt^p.salt) % total
 		}
 		for n, t := range tickets {
 			if t <= 0 {
@@ -121,9 +124,10 @@ func (p *plan) shift() {
 			short = append(short, n)
 		}
 	}
-	for _, g := range shuffled(len(p.sets)) {
-		for i := 0; i < len(p.sets[g]) && len(short) > 0; i++ {
-			leaver := p.sets[g][i]
+	for _, g := range shuffled(len(p.sets), p.salt) {
+		size := len(p.sets[g])
+		for i := 0; i < size && len(short) > 0; i++ {
+			leaver := p.sets[g][(i+int(mix(uint64(g)^p.salt)%uint64(size)))%size]
 			if p.load[leaver] <= p.quota[leaver] {
 				continue
 			}
@@ -150,7 +154,8 @@ func (p *plan) lacksMore(a, b int) bool {
 }
 
 // chains does what no straight move can: a node below its quota takes the place of a node that is at its own, which takes the place of …
-// one that is above. Each chain is the shortest there is.
+// one that is above, or fills a hole. Each chain is the one that moves the least data: what has only just been given to a node is not there yet
+// and costs nothing to give to another.
 func (p *plan) chains() {
 	for n := range p.nodes {
 		for p.load[n] < p.quota[n] && p.chain(n) {
@@ -161,15 +166,29 @@ func (p *plan) chains() {
 // link says who takes a node's place, and in which group.
 type link struct{ taker, group int }
 
+// chain is a breadth-first search with two queues, one for each cost, 0 and 1.
 func (p *plan) chain(from int) bool {
 	links := make([]link, len(p.nodes))
+	cost := make([]int, len(p.nodes))
+	done := make([]bool, len(p.nodes))
 	for i := range links {
-		links[i] = link{-1, -1}
+		links[i], cost[i] = link{-1, -1}, len(p.nodes)
 	}
-	queue := []int{from}
-	for len(queue) > 0 {
-		x := queue[0]
-		queue = queue[1:]
+	cost[from] = 0
+	now, later := []int{from}, []int(nil)
+	for len(now) > 0 || len(later) > 0 {
+		if len(now) == 0 {
+			now, later = later, nil
+		}
+		x := now[0]
+		now = now[1:]
+		if done[x] {
+			continue
+		}
+		done[x] = true
+		if p.load[x] > p.quota[x] && x != from && p.walk(links, from, x) {
+			return true
+		}
 		for g := range p.sets {
 			if len(p.sets[g]) < p.spread.copies && p.fits(g, x, -1) && p.walk(links, from, x) {
 				if p.fits(g, x, -1) { // the walk may have been through here
@@ -178,18 +197,19 @@ func (p *plan) chain(from int) bool {
 				return true
 			}
 			for _, y := range p.sets[g] {
-				if y == from || links[y].taker >= 0 || !p.fits(g, x, y) {
+				c := cost[x]
+				if slices.Contains(p.kept[g], y) && !slices.Contains(p.kept[g], x) {
+					c++
+				}
+				if c >= cost[y] || !p.fits(g, x, y) {
 					continue
 				}
-				links[y] = link{x, g}
-				if p.load[y] > p.quota[y] {
-					if p.walk(links, from, y) {
-						return true
-					}
-					links[y] = link{-1, -1}
-					continue
+				links[y], cost[y] = link{x, g}, c
+				if c == cost[x] {
+					now = append(now, y)
+				} else {
+					later = append(later, y)
 				}
-				queue = append(queue, y)
 			}
 		}
 	}
@@ -214,22 +234,13 @@ func (p *plan) walk(links []link, from, last int) bool {
 	return true
 }
 
-// shuffled are the numbers below n in an order that has no system, but is always the same.
-func shuffled(n int) []int {
+// shuffled are the numbers below n in an order that has no system, but is the same for the same salt.
+func shuffled(n int, salt uint64) []int {
 	list := make([]int, n)
 	for i := range list {
 		list[i] = i
 	}
-	slices.SortFunc(list, func(a, b int) int {
-		x, y := mix(uint64(a)), mix(uint64(b)) // mix is one to one: never equal
-		if x < y {
-			return -1
-		}
-		if x > y {
-			return 1
-		}
-		return 0
-	})
+	slices.SortFunc(list, func(a, b int) int { return cmp.Compare(mix(uint64(a)^salt), mix(uint64(b)^salt)) }) // mix is one to one: never equal
 	return list
 }
 

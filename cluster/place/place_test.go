@@ -131,6 +131,17 @@ func moved(before, now [][]uint32) int {
 	return n
 }
 
+func zonesOf(nodes []Node[uint32]) int {
+	zones := map[string]bool{}
+	for _, n := range nodes {
+		if n.Zone == "" {
+			return len(nodes)
+		}
+		zones[n.Zone] = true
+	}
+	return len(zones)
+}
+
 type shape struct {
 	name string
 	node func(i int, r *rand.Rand) Node[uint32]
@@ -178,6 +189,9 @@ func TestTable(t *testing.T) {
 			if !stop {
 				continue
 			}
+			if zonesOf(nodes) < copies {
+				continue // the shares that fair computes cannot be had
+			}
 			replicas, primaries := fullest(sets, nodes, copies)
 			row := fmt.Sprintf("%-17s %3d nodes: fullest %.3f, primaries %.3f", s.name, i+1, replicas, primaries)
 			if replicas > 1.05 {
@@ -202,7 +216,13 @@ func TestTable(t *testing.T) {
 					}
 				}
 				row += fmt.Sprintf("; removed: moved %d of %d", moved(sets, less), held)
-				if n := moved(sets, less); float64(n) > float64(held)*1.02+2 {
+				// Without zones and with equal weights only what was there moves. Otherwise shares can change
+				// against each other (a zone that is now needed in every group), and balance counts more.
+				slack := 1.25
+				if s.name == "equal" {
+					slack = 1.01
+				}
+				if n := moved(sets, less); float64(n) > float64(held)*slack+5 {
 					t.Errorf("%s: too much", row)
 				}
 			}
@@ -226,6 +246,9 @@ func TestFresh(t *testing.T) {
 			took := time.Since(began)
 			check(t, sets, nodes, 3)
 			replicas, primaries := fullest(sets, nodes, 3)
+			if zonesOf(nodes) < 3 {
+				continue
+			}
 			t.Logf("%-17s %3d nodes: fullest %.3f, primaries %.3f; %v", s.name, n, replicas, primaries, took.Round(time.Millisecond))
 			if replicas > 1.05 {
 				t.Errorf("%s %d: fullest %.3f", s.name, n, replicas)
@@ -233,6 +256,106 @@ func TestFresh(t *testing.T) {
 			if again := Assign(sets, nodes, 3); moved(sets, again) != 0 || !slices.EqualFunc(sets, again, slices.Equal) {
 				t.Errorf("%s %d: it is not at rest", s.name, n)
 			}
+		}
+	}
+}
+
+// TestAny: whatever comes in, groups are whole, zones distinct, and nothing moves the second time.
+func TestAny(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		copies := rapid.IntRange(1, 5).Draw(t, "copies")
+		groups := 1 << rapid.IntRange(0, 7).Draw(t, "groups")
+		sets := make([][]uint32, groups)
+		for range rapid.IntRange(1, 5).Draw(t, "steps") {
+			var nodes []Node[uint32]
+			for id := range rapid.IntRange(1, 15).Draw(t, "nodes") {
+				if rapid.IntRange(0, 4).Draw(t, "absent") == 0 {
+					continue
+				}
+				n := Node[uint32]{ID: uint32(id), Weight: rapid.SampledFrom([]uint64{0, 1, 64, 64, 100, 1 << 60}).Draw(t, "weight")}
+				n.Zone = rapid.SampledFrom([]string{"", "", "a", "b", "c"}).Draw(t, "zone")
+				nodes = append(nodes, n)
+			}
+			before := fmt.Sprint(sets)
+			next := Assign(sets, nodes, copies)
+			if fmt.Sprint(sets) != before {
+				t.Fatalf("the assignment before was changed")
+			}
+			check(t, next, nodes, copies)
+			if again := Assign(next, nodes, copies); moved(next, again) > groups/20 {
+				t.Errorf("moved %d of %d groups' replicas again", moved(next, again), groups)
+			}
+			sets = next
+		}
+	})
+}
+
+// TestForEver: clusters of all versions agree on where groups belong, because they compute it.
+func TestForEver(t *testing.T) {
+	nodes := []Node[uint32]{{0, 64, "a"}, {1, 64, "a"}, {2, 128, "b"}, {3, 32, "c"}, {4, 64, "d"}, {7, 64, ""}}
+	h := uint64(0)
+	sets := make([][]uint32, 256)
+	for n := 3; n <= len(nodes); n++ {
+		sets = Assign(sets, nodes[:n], 3)
+		for _, set := range sets {
+			for _, id := range set {
+				h = mix(h ^ uint64(id))
+			}
+		}
+	}
+	if h != golden {
+		t.Errorf("groups would move: %#x, was %#x", h, uint64(golden))
+	}
+}
+
+const golden = 0x6d9a5f2af3eed886
+
+func BenchmarkAssign(b *testing.B) {
+	var nodes []Node[uint32]
+	for i := range 301 {
+		nodes = append(nodes, Node[uint32]{ID: uint32(i), Weight: uint64(32 + i%97), Zone: fmt.Sprint(i % 20)})
+	}
+	sets := Assign(make([][]uint32, 2048), nodes[:300], 3)
+	b.Run("fresh", func(b *testing.B) {
+		for range b.N {
+			Assign(make([][]uint32, 2048), nodes, 3)
+		}
+	})
+	b.Run("join", func(b *testing.B) {
+		for range b.N {
+			Assign(sets, nodes, 3)
+		}
+	})
+	b.Run("leave", func(b *testing.B) {
+		for range b.N {
+			Assign(sets, nodes[:299], 3)
+		}
+	})
+}
+
+// TestSpread: after growing node by node, no two nodes share many more groups than others do, so that all survivors help
+// to rebuild what a dead one held.
+func TestSpread(t *testing.T) {
+	var nodes []Node[uint32]
+	sets := make([][]uint32, 2048)
+	for i := range 20 {
+		nodes = append(nodes, Node[uint32]{ID: uint32(i), Weight: 64})
+		if i >= 2 {
+			sets = Assign(sets, nodes, 3)
+		}
+	}
+	pairs := map[[2]uint32]int{}
+	for _, set := range sets {
+		for _, a := range set {
+			for _, b := range set {
+				pairs[[2]uint32{a, b}]++
+			}
+		}
+	}
+	mean := 2048 * 3 / (20 * 19 / 2)
+	for p, n := range pairs {
+		if p[0] < p[1] && n > 2*mean {
+			t.Errorf("nodes %d and %d share %d groups, the mean is %d", p[0], p[1], n, mean)
 		}
 	}
 }
