@@ -175,7 +175,7 @@ func (s *shell) clusterCheck(c *cli.Context) error {
 	}
 	a := admin.NewClient(addr)
 	defer a.Close()
-	sum := &checkSum{nodes: map[state.NodeID]admin.CheckEvent{}}
+	sum := &checkSum{nodes: map[state.NodeID]admin.CheckEvent{}, findings: []string{}, errs: []string{}}
 	bar := s.newProgress("checking groups", false)
 	err = a.Check(c.Context, false, func(e admin.CheckEvent) {
 		sum.add(e)

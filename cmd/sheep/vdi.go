@@ -143,7 +143,7 @@ func (s *shell) vdiDelete(c *cli.Context) error {
 	name, snap := c.Args().First(), c.String("snapshot")
 	what := "VDI " + name
 	if snap != "" {
-		what = fmt.Sprintf("Snapshot %s of VDI %s", snap, name)
+		what = fmt.Sprintf("snapshot %s of VDI %s", snap, name)
 	} else if c.IsSet("snapshot") {
 		return usagef("sheep vdi delete: the snapshot's tag is empty")
 	}
@@ -158,10 +158,10 @@ func (s *shell) vdiDelete(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := s.confirm(c, what+" and what only it holds will be lost."); err != nil {
+	if err := s.confirm(c, "This destroys "+what+" and everything that only it holds."); err != nil {
 		return err
 	}
-	return s.tell(c, "Failed to delete "+strings.ToLower(what[:1])+what[1:], state.Command{DeleteVDI: &state.DeleteVDI{Name: name, Snap: snap}}, nil)
+	return s.tell(c, "Failed to delete "+what, state.Command{DeleteVDI: &state.DeleteVDI{Name: name, Snap: snap}}, nil)
 }
 
 // lookup finds a VDI or a snapshot, with the original's words if there is none.

@@ -68,7 +68,7 @@ func vdiRows(m *state.Map, usage admin.Usage, only string) []vdiRow {
 		if only != "" && v.Name != only {
 			continue
 		}
-		row := vdiRow{Kind: kindOf(m, v), Name: v.Name, ID: v.SnapID, Size: v.Size, Used: usage[v.Vid], Created: v.Created,
+		row := vdiRow{Kind: kindOf(m, v), Name: v.Name, ID: v.SnapID, Size: v.Size, Used: usage[v.Vid], Created: bornAt(v),
 			Vid: fmt.Sprintf("%06x", v.Vid), Tag: v.Tag}
 		if p := m.Pool(v.Pool); p != nil {
 			row.Copies = p.Copies
@@ -82,6 +82,14 @@ func vdiRows(m *state.Map, usage admin.Usage, only string) []vdiRow {
 		rows = append(rows, row)
 	}
 	return rows
+}
+
+// bornAt is when a snapshot was taken, or when a working VDI got the name it has.
+func bornAt(v *state.VDI) time.Time {
+	if v.SnapID > 0 {
+		return v.Frozen
+	}
+	return v.Created
 }
 
 func kindOf(m *state.Map, v *state.VDI) string {
@@ -102,7 +110,7 @@ func (s *shell) printVDIs(st output.Style, rows []vdiRow) error {
 		return output.Column{Title: title, Width: width, Right: true, Gap: gap}
 	}
 	t := output.NewTable(output.Column{Width: 1}, output.Column{Title: "Name", Width: 8, Gap: 1}, right("Id", 5, 1), right("Size", 7, 1), right("Used", 7, 1),
-		right("Shared", 7, 1), right("Creation time  ", 16, 1), right("VDI id", 7, 2), right("Copies", 6, 2), output.Column{Title: "Tag"})
+		right("Shared", 7, 1), right("Creation time", 16, 1), right("VDI id", 7, 2), right("Copies", 6, 2), output.Column{Title: "Tag"})
 	for _, r := range rows {
 		if st == output.Raw {
 			output.Fields(s.out, r.Kind, r.Name, r.ID, r.Size, r.Used, r.Shared, r.Created, r.Vid, r.Copies, r.Tag)

@@ -131,7 +131,7 @@ func nodeLabel(v *state.VDI) string {
 	if v.SnapID == 0 {
 		return "(you are here)"
 	}
-	return "[" + minute(v.Created) + "]"
+	return "[" + minute(bornAt(v)) + "]"
 }
 
 func (s *shell) vdiGraph(c *cli.Context) error {
@@ -153,7 +153,7 @@ func drawGraph(w io.Writer, m *state.Map) {
 		}
 		fmt.Fprintf(w, "  \"%s\" -> \"%s\";\n  \"%s\" [\n    group = %s,\n    label = \"", above, n.Vid, n.Vid, dotQuote(v.Name))
 		fmt.Fprintf(w, "Name: %10s\\nTag:  %10s\\nSize: %10s\\nDate: %10s\\nTime: %10s\"", dotEscape(v.Name), dotEscape(tag), units.Human(v.Size),
-			v.Created.Local().Format("2006-01-02"), v.Created.Local().Format("15:04:05"))
+			bornAt(v).Local().Format("2006-01-02"), bornAt(v).Local().Format("15:04:05"))
 		if v.SnapID == 0 {
 			fmt.Fprint(w, ",\n    color=\"red\"")
 		}

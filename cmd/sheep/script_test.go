@@ -1,0 +1,133 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"strconv"
+	"sync/atomic"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/sheepdog-go/sheepdog/cluster/admin"
+	"github.com/sheepdog-go/sheepdog/cluster/admin/admintest"
+	"github.com/sheepdog-go/sheepdog/cluster/state"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"sheep": main, "dog": main, "collie": main})
+}
+
+// firstPort is where the made-up clusters of the scripts listen, each script on a port of its own, each node on an address of its own.
+const firstPort = 17200
+
+// TestScripts runs the stories in testdata/script, each against a made-up cluster of three nodes whose agreed state is the true one.
+func TestScripts(t *testing.T) {
+	var scripts atomic.Int32
+	testscript.Run(t, testscript.Params{
+		Dir:           "testdata/script",
+		UpdateScripts: os.Getenv("UPDATE_GOLDEN") != "", // to be looked at before it is committed
+		Setup: func(e *testscript.Env) error {
+			port := firstPort + int(scripts.Add(1)) - 1
+			e.Setenv("PORT", strconv.Itoa(port))
+			e.Setenv("SHEEP_ADDRESS", fmt.Sprintf("127.0.0.1:%d", port))
+			e.Setenv("TZ", "UTC")
+			c, err := serveFake(e, port)
+			e.Values["cluster"] = c
+			return err
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"exits": exits,
+			"lose": func(ts *testscript.TestScript, _ bool, args []string) {
+				fake(ts).Kill(state.NodeID(number(ts, args[0])))
+			},
+			"usage":    setUsage,
+			"findings": func(ts *testscript.TestScript, _ bool, args []string) { fake(ts).Findings = args },
+			"open":     openSession,
+			"stopped":  stopped,
+		},
+	})
+}
+
+func serveFake(e *testscript.Env, port int) (*admintest.Cluster, error) {
+	var addrs []string
+	for i := range 3 {
+		addrs = append(addrs, fmt.Sprintf("127.0.0.%d:%d", i+1, port))
+	}
+	c := admintest.New(addrs...)
+	for i, addr := range addrs {
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			return nil, err
+		}
+		s := admin.NewServer(c.Node(i), slog.New(slog.DiscardHandler))
+		go s.Serve(l)
+		e.Defer(func() { s.Shutdown(context.Background()) })
+	}
+	return c, nil
+}
+
+func fake(ts *testscript.TestScript) *admintest.Cluster {
+	return ts.Value("cluster").(*admintest.Cluster)
+}
+
+func number(ts *testscript.TestScript, text string) uint64 {
+	n, err := strconv.ParseUint(text, 10, 64)
+	ts.Check(err)
+	return n
+}
+
+// exits CODE PROGRAM ARGS…: the program ends with this code.
+func exits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits CODE PROGRAM ARGS…")
+	}
+	err := ts.Exec(args[1], args[2:]...)
+	code := 0
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		code = exit.ExitCode()
+	} else {
+		ts.Check(err)
+	}
+	if want := int(number(ts, args[0])); code != want {
+		ts.Fatalf("exit code %d, want %d", code, want)
+	}
+}
+
+// usage NAME SNAP BYTES: what a VDI holds.
+func setUsage(ts *testscript.TestScript, _ bool, args []string) {
+	v, err := fake(ts).Node(0).Map().Lookup(args[0], args[1])
+	ts.Check(err)
+	fake(ts).SetUsage(v.Vid, number(ts, args[2]))
+}
+
+// open NAME OWNER: a client opens a VDI.
+func openSession(ts *testscript.TestScript, _ bool, args []string) {
+	r := fake(ts).Apply(&state.Command{OpenSess: &state.OpenSess{Name: args[0], Client: "client-" + args[1], Holder: state.Member{Node: state.NoNode}, Owner: args[1]}})
+	ts.Check(r.Err())
+}
+
+// stopped N: somebody told node N to stop.
+func stopped(ts *testscript.TestScript, neg bool, args []string) {
+	if fake(ts).Stopped(int(number(ts, args[0]))) == neg {
+		ts.Fatalf("node %s: stopped is %v", args[0], neg)
+	}
+}
+
+// TestTerminal: neither a file nor a buffer is a terminal.
+func TestTerminal(t *testing.T) {
+	f, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if terminal(f) || terminal(nil) {
+		t.Error("/dev/null is no terminal")
+	}
+}
