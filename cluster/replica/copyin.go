@@ -1,0 +1,301 @@
+package replica
+
+import (
+	"encoding/binary"
+
+	"github.com/sheepdog-go/sheepdog/cluster/wire"
+	"github.com/sheepdog-go/sheepdog/objstore"
+)
+
+// The replica's end of a resync (resync.go). Frames of one primary come on one connection, so copies and entries arrive in the order in which
+// they were decided.
+
+func wireKey(b []byte, key objstore.Key) { binary.LittleEndian.PutUint64(b, uint64(key)) }
+
+func parseKey(b []byte) (objstore.Key, bool) {
+	if len(b) != 8 {
+		return 0, false
+	}
+	return objstore.Key(binary.LittleEndian.Uint64(b)), true
+}
+
+// syncStart says where we stand; with the flag it marks our copy as a mixture and begins the stream after the number given.
+func (g *group) syncStart(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if s := g.admit(f, b); s != wire.StatusOK {
+		g.deny(c, f, s, nil, b)
+		return
+	}
+	if f.Flags == 0 {
+		g.deny(c, f, wire.StatusOK, g.where().Append(nil), b)
+		return
+	}
+	nums := wire.ParseNumbers(f.Meta)
+	if len(nums) != 1 {
+		g.deny(c, f, wire.StatusInvalid, []byte("a resync begins after one number"), b)
+		return
+	}
+	if err := g.st.SetSyncing(); err != nil {
+		g.deny(c, f, statusOf(err), []byte(err.Error()), b)
+		return
+	}
+	g.dropTail()
+	g.dropCopy()
+	g.syncing = true
+	g.last, g.journaled, g.commit = nums[0].LSN, nums[0].LSN, 0
+	g.deny(c, f, wire.StatusOK, nil, b)
+}
+
+func (g *group) dropCopy() {
+	if g.copy != nil {
+		g.copy.Abort()
+		g.copy = nil
+	}
+}
+
+// unitsMax bounds one answer to a listing.
+const unitsMax = 4096
+
+// unitList lists objects changed after a number, in order of their keys, a part at a time.
+func (g *group) unitList(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
+	g.mu.Lock()
+	s := g.admit(f, b)
+	st := g.st
+	g.mu.Unlock()
+	from := wire.ParseNumbers(f.Meta)
+	if s == wire.StatusOK && len(from) != 1 {
+		s = wire.StatusInvalid
+	}
+	if s != wire.StatusOK {
+		g.deny(c, f, s, nil, b)
+		return
+	}
+	var meta []byte
+	n, more := 0, false
+	err := st.Objects(from[0].LSN, func(o objstore.ObjectInfo) bool {
+		if uint64(o.Key) <= from[0].Term {
+			return true
+		}
+		if n == unitsMax {
+			more = true
+			return false
+		}
+		n++
+		u := wire.UnitVersion{Key: uint64(o.Key), Version: wire.Number(o.Version)}
+		if o.Damaged {
+			u.Version = wire.Number{} // equal to nobody's: it is copied
+		}
+		meta = u.Append(meta)
+		return true
+	})
+	h := wire.Header{Kind: f.Kind | wire.KindAnswer, Status: statusOf(err), ID: f.ID, Group: f.Group, Term: f.Term}
+	if more {
+		h.Flags = wire.FlagMore
+	}
+	c.Send(&h, meta, nil, nil)
+	b.Flush(c)
+}
+
+// unitGet describes one object; for KindVerify after reading every block of it, in a goroutine of its own.
+func (g *group) unitGet(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
+	g.mu.Lock()
+	s := g.admit(f, b)
+	st, store := g.st, g.store
+	g.mu.Unlock()
+	key, ok := parseKey(f.Meta)
+	if s == wire.StatusOK && !ok {
+		s = wire.StatusInvalid
+	}
+	if s != wire.StatusOK {
+		g.deny(c, f, s, nil, b)
+		return
+	}
+	if f.Kind == wire.KindVerify {
+		h := f.Header
+		g.e.wg.Go(func() {
+			bad, u, err := verifyUnit(store, st, key)
+			meta := binary.LittleEndian.AppendUint32(nil, uint32(bad))
+			h.Kind, h.Status = h.Kind|wire.KindAnswer, statusOf(err)
+			if err == nil && u != nil {
+				meta = u.Append(meta)
+			}
+			c.Send(&h, meta, nil, nil)
+			c.Flush()
+		})
+		return
+	}
+	if err := store.Commit(); err != nil {
+		g.deny(c, f, wire.StatusFailed, []byte(err.Error()), b)
+		return
+	}
+	u, err := st.Unit(key)
+	switch {
+	case err != nil:
+		g.deny(c, f, statusOf(err), []byte(err.Error()), b)
+	case u == nil || len(u.Versions) == 0:
+		g.deny(c, f, wire.StatusGone, nil, b)
+	default:
+		g.deny(c, f, wire.StatusOK, u.Append(nil), b)
+	}
+}
+
+// copyData takes blocks of the object that is being copied to us; they go to free slots.
+func (g *group) copyData(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if s := g.admit(f, b); s != wire.StatusOK {
+		g.deny(c, f, s, nil, b)
+		return
+	}
+	data := f.Data
+	var cp *objstore.Copy
+	_, err := wire.EachCopyItem(f.Meta, func(it wire.CopyItem) error {
+		if cp == nil {
+			key, _ := parseKey(f.Meta[:8])
+			cp = g.copyOf(key)
+		}
+		if len(data) < objstore.BlockSize || wire.Checksum(data[:objstore.BlockSize]) != it.CRC {
+			return objstore.ErrChecksum
+		}
+		err := cp.Put(objstore.Vid(it.Vid), int(it.Block), it.CRC, data[:objstore.BlockSize])
+		data = data[objstore.BlockSize:]
+		return err
+	})
+	if err != nil {
+		g.dropCopy()
+		g.deny(c, f, statusOf(err), []byte(err.Error()), b)
+		return
+	}
+	g.deny(c, f, wire.StatusOK, nil, b)
+}
+
+// copyOf returns the copy under way of an object, begun if another or none is.
+func (g *group) copyOf(key objstore.Key) *objstore.Copy {
+	if g.copy != nil && g.copyKey != key {
+		g.dropCopy()
+	}
+	if g.copy == nil {
+		g.copy, g.copyKey = g.st.NewCopy(key), key
+	}
+	return g.copy
+}
+
+// copyEnd makes the object exactly what the primary says, at once: of its blocks those that were copied are new, the others were here.
+func (g *group) copyEnd(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
+	u, err := objstore.ParseUnit(f.Meta)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if s := g.admit(f, b); s != wire.StatusOK {
+		g.deny(c, f, s, nil, b)
+		return
+	}
+	if err == nil {
+		err = g.copyOf(u.Key).Install(u)
+	}
+	if err == nil {
+		err = g.store.Commit()
+	}
+	if err != nil {
+		g.dropCopy()
+		g.deny(c, f, statusOf(err), []byte(err.Error()), b)
+		return
+	}
+	g.copy = nil
+	g.deny(c, f, wire.StatusOK, nil, b)
+}
+
+// copyDrop deletes an object that the primary does not have.
+func (g *group) copyDrop(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
+	key, ok := parseKey(f.Meta)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	s := g.admit(f, b)
+	if s == wire.StatusOK && !ok {
+		s = wire.StatusInvalid
+	}
+	if s == wire.StatusOK {
+		g.dropCopy()
+		if err := g.st.DeleteObject(key); err != nil {
+			s = statusOf(err)
+		}
+	}
+	g.deny(c, f, s, nil, b)
+}
+
+// syncEnd makes everything durable and takes the mark off: what we hold is a prefix again, as long as our own stream goes.
+func (g *group) syncEnd(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
+	var m wire.SyncEnd
+	err := m.Parse(f.Meta)
+	g.mu.Lock()
+	s := g.admit(f, b)
+	store, st := g.store, g.st
+	if s == wire.StatusOK && (err != nil || g.last < m.Last.LSN) {
+		s = wire.StatusGap
+	}
+	if s != wire.StatusOK {
+		g.deny(c, f, s, nil, b)
+		g.mu.Unlock()
+		return
+	}
+	syncing := g.syncing
+	g.mu.Unlock()
+	h := f.Header
+	h.Kind |= wire.KindAnswer
+	if err := store.Commit(); err != nil {
+		g.e.diskFailed(err)
+		return
+	}
+	store.Sync(func(err error) {
+		if err == nil && syncing {
+			g.mu.Lock()
+			if g.fence != h.Term || !g.syncing || g.st != st {
+				g.mu.Unlock()
+				return // another primary took over meanwhile: it begins anew
+			}
+			last := st.Last()
+			if last.LSN < m.Last.LSN {
+				last = objstore.Number(m.Last)
+			}
+			st.SetTermStarts(termsUpTo(m.Terms, last))
+			g.mu.Unlock()
+			g.e.wg.Go(func() { // it waits for the disk, and this is the goroutine that syncs
+				g.endSyncing(c, h, st, last)
+			})
+			return
+		}
+		if err != nil {
+			g.e.diskFailed(err)
+			return
+		}
+		c.Send(&h, nil, nil, nil)
+		c.Flush()
+	})
+}
+
+// endSyncing takes the mark off for good and tells the primary.
+func (g *group) endSyncing(c *wire.Conn, h wire.Header, st *objstore.Group, last objstore.Number) {
+	g.mu.Lock()
+	if now := st.Last(); now.LSN > last.LSN {
+		last = now
+	}
+	err := st.EndSyncing(last)
+	if err == nil {
+		g.syncing = false
+	} else {
+		h.Status = statusOf(err)
+		g.e.log.Error("end a resync", "group", g.id, "error", err)
+	}
+	g.mu.Unlock()
+	c.Send(&h, nil, nil, nil)
+	c.Flush()
+}
+
+// termsUpTo is a primary's history of terms, with what came to us since.
+func termsUpTo(terms []wire.Number, last objstore.Number) []objstore.Number {
+	out := toNumbers(terms)
+	if n := len(out); n == 0 || out[n-1].Term < last.Term {
+		out = append(out, last)
+	}
+	return out
+}

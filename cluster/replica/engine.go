@@ -1,0 +1,336 @@
+package replica
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sheepdog-go/sheepdog/cluster/state"
+	"github.com/sheepdog-go/sheepdog/cluster/wire"
+	"github.com/sheepdog-go/sheepdog/objstore"
+)
+
+// Config is what an Engine stands on.
+type Config struct {
+	Self    func() state.Member // this node and its incarnation
+	Net     wire.Network
+	Store   func(state.GroupID) *objstore.Store // the group's home disk; nil on a gateway
+	Map     func() *state.Map                   // newest applied
+	Leased  func() bool                         // this node's lease holds now (R12, R13)
+	Propose func(ctx context.Context, cmd *state.Command) (state.Result, error)
+	// ReportClosed tells the leader that groups hold no unfinished write to a vid that is being frozen (R22).
+	ReportClosed func(r ClosedReport)
+	Logger       *slog.Logger
+}
+
+// ClosedReport says that these groups, at these terms, have made all writes to Vid durable and park new ones.
+type ClosedReport struct {
+	Vid     uint32            `json:"vid"`
+	Closing uint64            `json:"closing"`
+	Groups  []state.GroupTerm `json:"groups"`
+}
+
+const (
+	tickInterval = 50 * time.Millisecond
+	// A replica that owes an answer and says nothing this long is taken out of the in-sync sets (R8). A machine that falls silent
+	// is replaced as primary within 5 s; as a secondary it should cost less.
+	replicaSilenceMax = 2 * time.Second
+	// A flush may take this long on a slow disk before its node is dropped.
+	syncSilenceMax = 8 * time.Second
+	readersMax     = 64   // goroutines that wait for cold blocks
+	parkedMax      = 4096 // requests waiting in one group
+)
+
+// Engine keeps all groups of one node.
+type Engine struct {
+	cfg Config
+	log *slog.Logger
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	groups sync.Map // state.GroupID → *group
+	cur    atomic.Pointer[view]
+
+	mu      sync.Mutex // guards what follows
+	peers   map[state.NodeID]*peer
+	clients map[string]*clientState
+	lazy    []*group // committed further than their replicas were told
+
+	mapMu   sync.Mutex    // one MapChanged at a time
+	applied chan struct{} // closed and replaced when a newer map is in use
+
+	proposer  proposer
+	resyncer  resyncer
+	closings  closings
+	readers   chan struct{}
+	collectMu sync.Mutex
+
+	Stats Stats
+}
+
+// Stats counts what happened since the start.
+type Stats struct {
+	Reads, Writes, Flushes    atomic.Int64
+	ReadBytes, WriteBytes     atomic.Int64
+	Takeovers, Shrinks, Joins atomic.Int64
+	ResyncBytes               atomic.Int64
+	ResyncBlocks              atomic.Int64
+	Repaired                  atomic.Int64
+}
+
+// view is a map in use, with what is derived from it.
+type view struct {
+	m      *state.Map
+	chains *sync.Map // vid → []objstore.VidGen, of this directory
+}
+
+// New makes an engine; MapChanged gives it its groups.
+func New(cfg Config) *Engine {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	e := &Engine{cfg: cfg, log: cfg.Logger, peers: map[state.NodeID]*peer{}, clients: map[string]*clientState{}, applied: make(chan struct{}),
+		readers: make(chan struct{}, readersMax)}
+	e.ctx, e.cancel = context.WithCancel(context.Background())
+	e.cur.Store(&view{m: state.New(), chains: new(sync.Map)})
+	e.proposer.init(e)
+	e.resyncer.init(e)
+	e.closings.init(e)
+	e.wg.Go(e.tick)
+	e.wg.Go(e.proposer.run)
+	e.wg.Go(e.resyncer.run)
+	e.wg.Go(e.collect)
+	return e
+}
+
+// Close stops everything. Requests under way are answered as by a node that is not the primary.
+func (e *Engine) Close() {
+	e.cancel()
+	e.mu.Lock()
+	peers := make([]*peer, 0, len(e.peers))
+	for _, p := range e.peers {
+		peers = append(peers, p)
+	}
+	e.mu.Unlock()
+	for _, p := range peers {
+		p.close()
+	}
+	var b wire.Batch
+	e.eachGroup(func(g *group) {
+		g.mu.Lock()
+		g.stepDown(&b)
+		g.role = idle
+		g.mu.Unlock()
+	})
+	b.End()
+	e.wg.Wait()
+}
+
+func (e *Engine) self() state.Member { return e.cfg.Self() }
+
+func (e *Engine) agreed() *state.Map { return e.cur.Load().m }
+
+// group returns the group's state, made at first use.
+func (e *Engine) group(id state.GroupID) *group {
+	if g, ok := e.groups.Load(id); ok {
+		return g.(*group)
+	}
+	g, _ := e.groups.LoadOrStore(id, newGroup(e, id))
+	return g.(*group)
+}
+
+func (e *Engine) eachGroup(f func(*group)) {
+	e.groups.Range(func(_, g any) bool { f(g.(*group)); return true })
+}
+
+// MapChanged takes a newer agreed map into use. Maps in between may be left out.
+func (e *Engine) MapChanged(m *state.Map) {
+	e.mapMu.Lock()
+	defer e.mapMu.Unlock()
+	old := e.cur.Load()
+	if m.Index <= old.m.Index && old.m.Index != 0 {
+		return
+	}
+	v := &view{m: m, chains: old.chains}
+	dirChanged := !sameVDIs(m.VDIs, old.m.VDIs)
+	if dirChanged {
+		v.chains = new(sync.Map)
+	}
+	e.cur.Store(v)
+	nodesChanged := !sameNodes(m.Nodes, old.m.Nodes)
+	if nodesChanged {
+		e.nodesChanged(m)
+	}
+	before := map[state.GroupID]*state.Group{}
+	if m.Cluster == old.m.Cluster {
+		for _, g := range old.m.Groups {
+			before[g.ID] = g
+		}
+	}
+	var b wire.Batch
+	for _, sg := range m.Groups {
+		if before[sg.ID] != sg {
+			e.group(sg.ID).update(sg, &b)
+		} else if dirChanged {
+			e.group(sg.ID).unpark(&b)
+		}
+	}
+	b.End()
+	e.closings.mapChanged(m)
+	e.resyncer.poke()
+	e.mu.Lock()
+	close(e.applied)
+	e.applied = make(chan struct{})
+	e.mu.Unlock()
+}
+
+func sameVDIs(a, b []*state.VDI) bool {
+	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
+}
+
+func sameNodes(a, b []*state.Node) bool {
+	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
+}
+
+// waitApplied waits until a map of at least this index is in use.
+func (e *Engine) waitApplied(ctx context.Context, index uint64) error {
+	for {
+		e.mu.Lock()
+		ch := e.applied
+		e.mu.Unlock()
+		if e.agreed().Index >= index {
+			return nil
+		}
+		select {
+		case <-ch:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// chain returns the versions a read of vid may see, newest first.
+func (v *view) chain(vid uint32) []objstore.VidGen {
+	if c, ok := v.chains.Load(vid); ok {
+		return c.([]objstore.VidGen)
+	}
+	var c []objstore.VidGen
+	for id := vid; id != 0; {
+		d := v.m.VDI(id)
+		if d == nil {
+			break
+		}
+		c = append(c, objstore.VidGen{Vid: objstore.Vid(d.Vid), Gen: d.Gen})
+		id = d.Parent
+	}
+	v.chains.Store(vid, c)
+	return c
+}
+
+// Submit takes a request of a client in this process.
+func (e *Engine) Submit(r *wire.Request, b *wire.Batch) {
+	e.group(state.GroupID(r.Group)).submit(r, b)
+}
+
+// Frame takes what arrives on a connection that a client or a primary opened to this node.
+func (e *Engine) Frame(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
+	switch f.Kind {
+	case wire.KindHello:
+		e.hello(c, f, b)
+	case wire.KindRead, wire.KindWrite, wire.KindZero, wire.KindTrim, wire.KindFlush, wire.KindExtents:
+		e.clientRequest(c, f, b)
+	case wire.KindRelay:
+		e.relay(c, f, b)
+	case wire.KindPing:
+		e.answer(c, f, wire.StatusOK, nil, b)
+	default:
+		e.fromPrimary(c, f, b)
+	}
+}
+
+// Closed is told that such a connection ended.
+func (e *Engine) Closed(c *wire.Conn, err error) {}
+
+// answer sends a simple answer to f.
+func (e *Engine) answer(c *wire.Conn, f *wire.Frame, s wire.Status, meta []byte, b *wire.Batch) {
+	h := wire.Header{Kind: f.Kind | wire.KindAnswer, Status: s, ID: f.ID, Group: f.Group, Term: f.Term}
+	c.Send(&h, meta, nil, nil)
+	b.Flush(c)
+}
+
+// refuse answers f with an error as a sentence.
+func (e *Engine) refuse(c *wire.Conn, f *wire.Frame, s wire.Status, err error, b *wire.Batch) {
+	e.answer(c, f, s, []byte(err.Error()), b)
+}
+
+// tick does what has to happen without anybody asking.
+func (e *Engine) tick() {
+	t := time.NewTicker(tickInterval)
+	defer t.Stop()
+	for {
+		select {
+		case <-e.ctx.Done():
+			return
+		case <-t.C:
+		}
+		var b wire.Batch
+		e.mu.Lock()
+		lazy := e.lazy
+		e.lazy = nil
+		peers := make([]*peer, 0, len(e.peers))
+		for _, p := range e.peers {
+			peers = append(peers, p)
+		}
+		e.mu.Unlock()
+		for _, g := range lazy {
+			g.tellCommit(&b)
+		}
+		now := time.Now()
+		for _, p := range peers {
+			p.check(now)
+		}
+		e.eachGroup(func(g *group) { g.tick(now, &b) })
+		b.End()
+	}
+}
+
+// diskFailed is called when a store of ours refuses everything for good (STORE.md rule 8).
+func (e *Engine) diskFailed(err error) {
+	if err != nil && !errors.Is(err, objstore.ErrClosed) {
+		e.log.Error("disk failed", "error", err)
+	}
+}
+
+// Resign hands every group this node is primary of to another in-sync member, as far as there is one, and returns when that is agreed.
+func (e *Engine) Resign(ctx context.Context) error {
+	for {
+		left := 0
+		m := e.agreed()
+		self := e.self()
+		e.eachGroup(func(g *group) {
+			g.mu.Lock()
+			if g.role == serving && len(g.members) > 0 {
+				if to := g.otherMember(m); to != state.NoNode {
+					g.handTo = to
+					left++
+				}
+			}
+			g.mu.Unlock()
+		})
+		if left == 0 {
+			return nil
+		}
+		e.proposer.poke()
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("resign %d groups of node %d: %w", left, self.Node, context.Cause(ctx))
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}

@@ -1,0 +1,187 @@
+package replica
+
+import (
+	"github.com/sheepdog-go/sheepdog/cluster/state"
+	"github.com/sheepdog-go/sheepdog/cluster/wire"
+)
+
+// flushState makes what is committed durable on every in-sync replica, in rounds: one under way, everybody who comes meanwhile shares the next.
+type flushState struct {
+	round *flushRound
+	next  []flushWaiter
+}
+
+type flushWaiter struct {
+	r   *wire.Request
+	lsn uint64
+}
+
+type flushRound struct {
+	upTo    uint64 // what it makes durable
+	granted uint64
+	waiters []flushWaiter
+	local   bool             // our own journal is still to come
+	members []*member        // whose answers are still to come
+	retry   map[*member]bool // asked in vain: to be asked again
+}
+
+// flush answers r once all that is committed now is durable (invariant 2). mu is held.
+func (g *group) flush(r *wire.Request, b *wire.Batch) {
+	g.e.Stats.Flushes.Add(1)
+	r.Done = wire.Done{Term: g.term, LSN: g.commit}
+	g.flushes.add(g, r, g.commit, b)
+}
+
+func (f *flushState) add(g *group, r *wire.Request, lsn uint64, b *wire.Batch) {
+	if lsn <= g.durable {
+		r.Status = wire.StatusOK
+		b.Complete(r)
+		return
+	}
+	f.next = append(f.next, flushWaiter{r, lsn})
+	f.start(g, b)
+}
+
+// start begins a round if none is under way and somebody waits.
+func (f *flushState) start(g *group, b *wire.Batch) {
+	if f.round != nil || len(f.next) == 0 {
+		return
+	}
+	rd := &flushRound{upTo: g.commit, granted: g.granted, waiters: f.next, local: true, retry: map[*member]bool{}}
+	f.round, f.next = rd, nil
+	for _, m := range g.members {
+		if g.required(m) || m.ready { // R9, R11
+			rd.members = append(rd.members, m)
+		}
+	}
+	for _, m := range rd.members {
+		rd.ask(g, m, b)
+	}
+	g.store.Sync(func(err error) {
+		var b wire.Batch
+		g.mu.Lock()
+		if err != nil {
+			g.e.diskFailed(err) // the round never ends: the others go on without us
+		} else {
+			rd.local = false
+			f.finish(g, rd, &b)
+		}
+		g.mu.Unlock()
+		b.End()
+	})
+}
+
+// ask has a replica make the group durable.
+func (rd *flushRound) ask(g *group, m *member, b *wire.Batch) {
+	delete(rd.retry, m)
+	h := wire.Header{Kind: wire.KindSync, Group: uint32(g.id), Term: g.term, From: g.e.self().Inc, To: m.Inc}
+	ok := m.p.call(&h, nil, nil, nil, syncSilenceMax, func(a *wire.Frame, b *wire.Batch) {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if g.flushes.round != rd {
+			return
+		}
+		if a == nil || a.Status != wire.StatusOK {
+			rd.retry[m] = true // asked again by setChanged or pump, unless the set goes on without it
+			if a != nil && a.Status == wire.StatusFailed {
+				g.suspect(m)
+			}
+			return
+		}
+		rd.drop(m)
+		g.flushes.finish(g, rd, b)
+	}, b)
+	if !ok {
+		rd.retry[m] = true
+	}
+}
+
+func (rd *flushRound) drop(m *member) {
+	for i, x := range rd.members {
+		if x == m {
+			rd.members = append(rd.members[:i], rd.members[i+1:]...)
+			return
+		}
+	}
+}
+
+// finish answers the round when all have answered. mu is held.
+func (f *flushState) finish(g *group, rd *flushRound, b *wire.Batch) {
+	if f.round != rd || rd.local || len(rd.members) > 0 {
+		return
+	}
+	if g.role != serving || g.granted != rd.granted {
+		return
+	}
+	if !g.e.cfg.Leased() { // invariant 4: answered when we have it again, or never
+		g.leaseOut = true
+		return
+	}
+	f.round = nil
+	g.durable = max(g.durable, rd.upTo)
+	for _, w := range rd.waiters {
+		if w.lsn > rd.upTo { // came between; cannot be, but a flush must never lie
+			f.next = append(f.next, w)
+			continue
+		}
+		w.r.Status = wire.StatusOK
+		b.Complete(w.r)
+	}
+	f.start(g, b)
+}
+
+// setChanged lets a round go on without replicas that no longer count, and asks those again that did not answer. mu is held.
+func (f *flushState) setChanged(g *group, b *wire.Batch) {
+	rd := f.round
+	if rd == nil {
+		return
+	}
+	for i := 0; i < len(rd.members); {
+		if m := rd.members[i]; !g.required(m) && !m.ready || g.member(m.Member) != m {
+			delete(rd.retry, m)
+			rd.members = append(rd.members[:i], rd.members[i+1:]...)
+			continue
+		}
+		i++
+	}
+	for _, m := range rd.members {
+		if rd.retry[m] && m.p.current() != nil {
+			rd.ask(g, m, b)
+		}
+	}
+	f.finish(g, rd, b)
+}
+
+// abandon gives all waiters back: we are not the primary any more. mu is held.
+func (f *flushState) abandon(g *group, b *wire.Batch) {
+	if f.round != nil {
+		for _, w := range f.round.waiters {
+			g.refuse(w.r, wire.StatusNotPrimary, b)
+		}
+	}
+	for _, w := range f.next {
+		g.refuse(w.r, wire.StatusNotPrimary, b)
+	}
+	f.round, f.next = nil, nil
+}
+
+// flushNow makes everything committed durable and calls done from any goroutine, with false if we ceased to be the primary first.
+func (g *group) flushNow(done func(ok bool)) {
+	r := &wire.Request{Kind: wire.KindFlush, Group: uint32(g.id), To: flushFunc(done)}
+	var b wire.Batch
+	g.mu.Lock()
+	if g.role != serving {
+		g.refuse(r, wire.StatusNotPrimary, &b)
+	} else {
+		g.flush(r, &b)
+	}
+	g.mu.Unlock()
+	b.End()
+}
+
+type flushFunc func(bool)
+
+func (f flushFunc) Answered(r *wire.Request, _ *wire.Batch) { f(r.Status == wire.StatusOK) }
+
+// node is a shorthand for the engine's own.
+func (g *group) node() state.NodeID { return g.e.self().Node }

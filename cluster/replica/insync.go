@@ -1,0 +1,235 @@
+package replica
+
+import (
+	"context"
+	"crypto/rand"
+	"sync"
+	"time"
+
+	"github.com/sheepdog-go/sheepdog/cluster/state"
+	"github.com/sheepdog-go/sheepdog/cluster/wire"
+)
+
+// change is a proposal about a group's set whose outcome is not known yet. Until it is, a commit needs the old set and the new (R9).
+type change struct {
+	state.SetChange
+	term uint64
+}
+
+func (c *change) adds(m state.Member) bool { return isMember(c.Add, m) }
+
+// proposer brings wishes of groups before raft: one command at a time, with everything that was wished meanwhile.
+type proposer struct {
+	e    *Engine
+	wake chan struct{}
+
+	mu     sync.Mutex
+	wished map[*group]struct{}
+}
+
+// changesMax bounds one command.
+const changesMax = 4096
+
+func (p *proposer) init(e *Engine) {
+	p.e, p.wake, p.wished = e, make(chan struct{}, 1), map[*group]struct{}{}
+}
+
+func (p *proposer) add(g *group) {
+	p.mu.Lock()
+	p.wished[g] = struct{}{}
+	p.mu.Unlock()
+	p.poke()
+}
+
+func (p *proposer) poke() {
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (p *proposer) run() {
+	for {
+		select {
+		case <-p.e.ctx.Done():
+			return
+		case <-p.wake:
+		}
+		p.round()
+	}
+}
+
+// round proposes all that is wished now and waits for the outcome to be in use.
+func (p *proposer) round() {
+	p.mu.Lock()
+	wished := p.wished
+	p.wished = map[*group]struct{}{}
+	p.mu.Unlock()
+	var cmd, rec state.Command
+	self := p.e.self()
+	cmd.Sync = &state.SyncChange{By: self}
+	rec.Recovered = &state.Recovered{By: self}
+	asked := map[*group]*change{}
+	for g := range wished {
+		if len(cmd.Sync.Changes) == changesMax {
+			p.add(g)
+			continue
+		}
+		g.mu.Lock()
+		if lsn, ok := g.wantRecovered(); ok {
+			rec.Recovered.Groups = append(rec.Recovered.Groups, state.GroupRecovered{Group: g.id, Term: g.term, LSN: lsn})
+		}
+		if ch := g.wanted(); ch != nil && g.change == nil {
+			g.change = ch
+			asked[g] = ch
+			cmd.Sync.Changes = append(cmd.Sync.Changes, ch.SetChange)
+		}
+		g.mu.Unlock()
+	}
+	if len(rec.Recovered.Groups) > 0 {
+		p.propose(&rec)
+	}
+	if len(asked) == 0 {
+		return
+	}
+	p.e.count(cmd.Sync.Changes)
+	p.propose(&cmd)
+	var b wire.Batch
+	for g, ch := range asked { // decided: the map in use holds it, or it was refused
+		g.mu.Lock()
+		if g.change == ch {
+			g.change = nil
+			g.handTo = g.keepHandTo()
+			g.advance(&b)
+			g.flushes.setChanged(g, &b)
+			g.rerun(&b)
+		}
+		g.mu.Unlock()
+	}
+	b.End()
+}
+
+// propose returns when the command's outcome is in the map in use. An unknown outcome is asked for again, under the same id, until it is known (R9).
+func (p *proposer) propose(cmd *state.Command) {
+	cmd.ID, cmd.Time = rand.Text(), time.Now()
+	for p.e.ctx.Err() == nil {
+		ctx, cancel := context.WithTimeout(p.e.ctx, 10*time.Second)
+		res, err := p.e.cfg.Propose(ctx, cmd)
+		if err == nil {
+			err = p.e.waitApplied(ctx, res.Index)
+		}
+		cancel()
+		if err == nil {
+			return
+		}
+		p.e.log.Warn("a change of in-sync sets has no outcome yet", "error", err)
+		select {
+		case <-p.e.ctx.Done():
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+func (e *Engine) count(list []state.SetChange) {
+	for _, c := range list {
+		e.Stats.Shrinks.Add(int64(len(c.Remove)))
+		e.Stats.Joins.Add(int64(len(c.Add)))
+	}
+}
+
+// wantSet has the proposer look at the group if it wants another set. mu is held.
+func (g *group) wantSet() {
+	if g.change == nil && (g.role == serving || g.role == activating) && g.wanted() != nil {
+		g.e.proposer.add(g)
+	}
+}
+
+// wanted says what the group's set should become; nil: what it is. mu is held.
+func (g *group) wanted() *change {
+	if g.role != serving && g.role != activating || g.agree == nil || g.agree.Term != g.term {
+		return nil
+	}
+	ch := &change{term: g.term}
+	ch.Group, ch.Term, ch.To = g.id, g.term, state.NoNode
+	size := len(g.agree.InSync)
+	for _, m := range g.members {
+		if m.joiner != nil && m.ready && !m.inSync {
+			ch.Add = append(ch.Add, m.Member)
+			size++
+		}
+	}
+	for _, m := range g.members {
+		if m.inSync && m.removed && size > max(g.minCopies(), 1) { // R10
+			ch.Remove = append(ch.Remove, m.Member)
+			size--
+		}
+	}
+	if len(ch.Add) == 0 && len(ch.Remove) == 0 && g.role == serving {
+		g.wantRetire(ch)
+	}
+	switch {
+	case g.handTo != state.NoNode && g.role == activating:
+		ch.To = g.handTo
+	case g.handTo != state.NoNode && len(g.tail) == 0 && len(ch.Add)+len(ch.Remove) == 0:
+		ch.To = g.handTo
+	}
+	if len(ch.Add)+len(ch.Remove) == 0 && ch.To == state.NoNode {
+		return nil
+	}
+	return ch
+}
+
+// wantRetire drops copies that are not wanted any more, once all that are wanted are in sync: a move never lowers redundancy on its way. If we are
+// one of them, the preferred primary takes over first.
+func (g *group) wantRetire(ch *change) {
+	for _, t := range g.agree.Target {
+		if g.inSyncNode(t) == nil && t != g.node() {
+			return
+		}
+	}
+	if !isTarget(g.agree.Target, g.node()) {
+		if len(g.agree.Target) > 0 && g.handTo == state.NoNode {
+			g.handTo = g.agree.Target[0]
+		}
+		return
+	}
+	for _, m := range g.members {
+		if m.inSync && !isTarget(g.agree.Target, m.Node) {
+			ch.Remove = append(ch.Remove, m.Member)
+		}
+	}
+}
+
+func (g *group) inSyncNode(id state.NodeID) *member {
+	for _, m := range g.members {
+		if m.inSync && m.Node == id {
+			return m
+		}
+	}
+	return nil
+}
+
+// preferOther hands the group to its preferred primary when that one is in sync and reachable. mu is held.
+func (g *group) preferOther(m *state.Map) bool {
+	if g.role != serving || g.change != nil || g.handTo != state.NoNode || len(g.agree.Target) == 0 || g.agree.Target[0] == g.node() {
+		return false
+	}
+	x := g.inSyncNode(g.agree.Target[0])
+	if x == nil || x.removed || !m.InService(x.Member) || x.p.current() == nil {
+		return false
+	}
+	g.handTo = x.Node
+	g.wantSet()
+	return true
+}
+
+// keepHandTo decides, after a proposal that did not change the set, whether the role is still to be given away. mu is held.
+func (g *group) keepHandTo() state.NodeID { return state.NoNode }
+
+// wantRecovered says how far a resumed set recovered, if that is still to be told (R17). mu is held.
+func (g *group) wantRecovered() (uint64, bool) {
+	if g.role != activating || g.takeover == nil || !g.takeover.equal || g.agree.RecoveredAt >= g.agree.Resumes {
+		return 0, false
+	}
+	return g.takeover.recovered, true
+}

@@ -1,0 +1,153 @@
+package replica
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/sheepdog-go/sheepdog/cluster/wire"
+	"github.com/sheepdog-go/sheepdog/objstore"
+)
+
+// repair answers a read that met a bad block of ours: the block comes from an in-sync replica, is written again on all as an ordered entry of the
+// group (STORE.md rule 12), and the read is done anew. Bad on all: the read fails (invariant 8). mu is held.
+func (g *group) repair(r *wire.Request, v *view, bad *objstore.BlockError) {
+	g.e.log.Warn("bad block", "group", g.id, "error", bad)
+	g.e.wg.Go(func() {
+		g.e.readers <- struct{}{}
+		err := g.heal(bad)
+		<-g.e.readers
+		var b wire.Batch
+		g.mu.Lock()
+		if err != nil {
+			g.e.log.Error("repair", "group", g.id, "object", bad.Key.String(), "block", bad.Block, "error", err)
+			r.Message = bad.Error()
+			g.refuse(r, wire.StatusBad, &b)
+		} else {
+			g.handle(r, &b)
+		}
+		g.mu.Unlock()
+		b.End()
+	})
+}
+
+// fetchMeta names a block for KindFetch: key, vid, block, CRC-32C it must have.
+type fetchMeta struct {
+	key   objstore.Key
+	vid   objstore.Vid
+	block uint32
+}
+
+func (m *fetchMeta) append(b []byte) []byte {
+	b = binary.LittleEndian.AppendUint64(b, uint64(m.key))
+	b = binary.LittleEndian.AppendUint32(b, uint32(m.vid))
+	return binary.LittleEndian.AppendUint32(b, m.block)
+}
+
+// heal gets a good copy of a bad block and numbers it as an entry.
+func (g *group) heal(bad *objstore.BlockError) error {
+	m := fetchMeta{bad.Key, bad.Vid, uint32(bad.Block)}
+	d := g.e.agreed().VDI(uint32(bad.Vid))
+	if d == nil {
+		return fmt.Errorf("vid %06x is not in the directory", bad.Vid)
+	}
+	g.mu.Lock()
+	members := append([]*member(nil), g.members...)
+	term, granted := g.term, g.granted
+	before, err := g.st.Unit(bad.Key)
+	g.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	var got []byte
+	for _, x := range members {
+		if !x.inSync {
+			continue
+		}
+		h := wire.Header{Kind: wire.KindFetch, Group: uint32(g.id), Term: term, From: g.e.self().Inc, To: x.Inc}
+		a, err := g.e.ask(g.e.ctx, x.p, h, m.append(nil), nil)
+		if err == nil && len(a.data) == objstore.BlockSize {
+			got = a.data
+			break
+		}
+		g.e.log.Warn("no good copy there", "group", g.id, "node", x.Node, "error", err)
+	}
+	if got == nil {
+		return errors.New("no replica has a good copy")
+	}
+	buf := wire.GetBuf(objstore.BlockSize)
+	copy(buf.B, got)
+	en := getEntry()
+	en.Kind, en.Key, en.Vid, en.Gen, en.First, en.Count = objstore.KindWrite, bad.Key, bad.Vid, d.Gen, uint16(bad.Block), 1
+	en.Data, en.owner = buf.B, buf
+	en.SumData()
+	var b wire.Batch
+	defer b.End()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	now, err := g.st.Unit(bad.Key)
+	if err != nil || g.role != serving || g.granted != granted || g.uncommitted(bad.Key, bad.Block, 1, 0) != 0 || !sameBlock(before, now, bad, en.CRCs[0]) {
+		en.free()
+		return err // it changed meanwhile: the read looks again
+	}
+	if !g.number(en, nil, &b) {
+		return errors.New("no room for the repaired block")
+	}
+	g.e.Stats.Repaired.Add(1)
+	return nil
+}
+
+// sameBlock says whether the block's entry is what it was, and that the bytes that were fetched are the ones it should have.
+func sameBlock(before, now *objstore.Unit, bad *objstore.BlockError, crc uint32) bool {
+	x, ok1 := unitBlock(before, bad)
+	y, ok2 := unitBlock(now, bad)
+	return ok1 && ok2 && x == y && (x.State == objstore.Bad || x.CRC == crc)
+}
+
+func unitBlock(u *objstore.Unit, bad *objstore.BlockError) (objstore.UnitBlock, bool) {
+	if u != nil {
+		for _, v := range u.Versions {
+			for _, bl := range v.Blocks {
+				if v.Vid == bad.Vid && int(bl.Block) == bad.Block {
+					return bl, true
+				}
+			}
+		}
+	}
+	return objstore.UnitBlock{}, false
+}
+
+// fetchBlock gives a primary our copy of a block, if it is good.
+func (g *group) fetchBlock(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
+	g.mu.Lock()
+	s := g.admit(f, b)
+	st := g.st
+	g.mu.Unlock()
+	if s == wire.StatusOK && len(f.Meta) != 16 {
+		s = wire.StatusInvalid
+	}
+	if s != wire.StatusOK {
+		g.deny(c, f, s, nil, b)
+		return
+	}
+	h := f.Header
+	key, vid, block := objstore.Key(binary.LittleEndian.Uint64(f.Meta)), objstore.Vid(binary.LittleEndian.Uint32(f.Meta[8:])), binary.LittleEndian.Uint32(f.Meta[12:])
+	g.e.wg.Go(func() {
+		h.Kind |= wire.KindAnswer
+		buf := wire.GetBuf(objstore.BlockSize)
+		defer buf.Release()
+		var data, meta []byte
+		err := fmt.Errorf("block %d: %w", block, objstore.ErrFormat)
+		if block < objstore.BlocksPerObject {
+			err = st.ReadSlotOf(key, vid, int(block), buf.B)
+		}
+		if h.Status = statusOf(err); err == nil {
+			data = buf.B
+		} else {
+			meta = []byte(err.Error())
+		}
+		c.Send(&h, meta, data, buf)
+		c.Flush()
+	})
+}

@@ -1,0 +1,639 @@
+package replica
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sheepdog-go/sheepdog/cluster/state"
+	"github.com/sheepdog-go/sheepdog/cluster/wire"
+	"github.com/sheepdog-go/sheepdog/objstore"
+)
+
+// Resync, of whatever kind (a return, a move, a member that lost its tail), is one mechanism: the replica gets the group's stream from now on; object
+// versions above the last common number are compared; objects that differ are copied, block by block where checksums differ, at a moment
+// when nothing of them is uncommitted (R16, R20); what the replica holds is made durable; it joins the in-sync set (R11).
+// Until its object is copied, the replica gets an empty entry in place of each that changes it: the copy has it.
+
+const (
+	resyncsMax    = 8         // groups that a primary brings up to date at once
+	copyFrame     = 256 << 10 // bytes of blocks in one frame
+	resyncRetry   = 500 * time.Millisecond
+	callLimit     = 20 * time.Second // of one step
+	resyncDefault = 100 << 20        // bytes per second, where the settings say nothing
+)
+
+// joiner is the state of one resync.
+type joiner struct {
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+
+	// Guarded by the group's mu.
+	listed  bool                      // pending is complete
+	pending map[objstore.Key]struct{} // objects the replica has not got yet; before listed: those changed since the stream began
+
+	total, done atomic.Int64 // objects to copy, copied
+	bytes       atomic.Int64
+	began       time.Time
+}
+
+func (j *joiner) fail(err error) { j.cancel(err) }
+func (j *joiner) end()           { j.cancel(errJoined) }
+
+var errJoined = errors.New("resync ended")
+
+// lacks says whether the replica must not apply en itself. mu of the group is held.
+func (j *joiner) lacks(en *entry) bool {
+	if en.Kind == objstore.KindNoop {
+		return false
+	}
+	if !j.listed {
+		j.pending[en.Key] = struct{}{}
+		return true
+	}
+	_, ok := j.pending[en.Key]
+	return ok
+}
+
+// resyncer starts resyncs of what this node is primary of.
+type resyncer struct {
+	e     *Engine
+	wake  chan struct{}
+	slots chan struct{}
+
+	mu     sync.Mutex
+	failed map[*group]time.Time // not to be tried again before
+	tokens float64              // bytes that may be copied now
+	filled time.Time
+}
+
+func (s *resyncer) init(e *Engine) {
+	s.e, s.wake, s.slots = e, make(chan struct{}, 1), make(chan struct{}, resyncsMax)
+	s.failed, s.filled = map[*group]time.Time{}, time.Now()
+}
+
+func (s *resyncer) poke() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (s *resyncer) run() {
+	t := time.NewTicker(200 * time.Millisecond)
+	defer t.Stop()
+	for {
+		select {
+		case <-s.e.ctx.Done():
+			return
+		case <-s.wake:
+		case <-t.C:
+		}
+		s.scan()
+	}
+}
+
+// scan starts what can be started and hands groups to their preferred primaries, a few at a time.
+func (s *resyncer) scan() {
+	m := s.e.agreed()
+	moves := 0
+	s.e.eachGroup(func(g *group) {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if g.role != serving || g.agree == nil {
+			return
+		}
+		for _, t := range g.agree.Target {
+			s.consider(g, m, t)
+		}
+		if moves < 32 && g.preferOther(m) {
+			moves++
+		}
+	})
+}
+
+// consider begins to bring target t up to date if it is in service, not in sync and not being brought. mu of the group is held.
+func (s *resyncer) consider(g *group, m *state.Map, t state.NodeID) {
+	n := m.Node(t)
+	if n == nil || !n.Up || t == g.node() || g.inSyncNode(t) != nil || isMember(g.agree.InSync, state.Member{Node: t, Inc: n.Inc}) {
+		return
+	}
+	for _, x := range g.members {
+		if x.Node == t {
+			return
+		}
+	}
+	s.mu.Lock()
+	until := s.failed[g]
+	s.mu.Unlock()
+	if time.Now().Before(until) {
+		return
+	}
+	select {
+	case s.slots <- struct{}{}:
+	default:
+		return
+	}
+	x := &member{Member: state.Member{Node: t, Inc: n.Inc}, p: s.e.peer(t)}
+	x.joiner = newJoiner(s.e.ctx)
+	g.members = append(g.members, x)
+	granted := g.granted
+	s.e.wg.Go(func() {
+		err := s.join(g, x, granted)
+		<-s.slots
+		s.ended(g, x, err)
+		s.poke()
+	})
+}
+
+func newJoiner(ctx context.Context) *joiner {
+	j := &joiner{pending: map[objstore.Key]struct{}{}, began: time.Now()}
+	j.ctx, j.cancel = context.WithCancelCause(ctx)
+	return j
+}
+
+// ended cleans up after a resync.
+func (s *resyncer) ended(g *group, x *member, err error) {
+	if err == nil || errors.Is(err, errJoined) {
+		return
+	}
+	s.mu.Lock()
+	s.failed[g] = time.Now().Add(resyncRetry)
+	s.mu.Unlock()
+	if s.e.ctx.Err() == nil {
+		s.e.log.Info("resync ended early", "group", g.id, "node", x.Node, "error", err)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if x.inSync {
+		return
+	}
+	x.stop()
+	for i, m := range g.members {
+		if m == x {
+			g.members = append(g.members[:i:i], g.members[i+1:]...)
+			break
+		}
+	}
+}
+
+// join brings x up to date and sees it into the in-sync set.
+func (s *resyncer) join(g *group, x *member, granted uint64) error {
+	j := x.joiner
+	if err := s.bring(g, x, granted, false, nil); err != nil {
+		return err
+	}
+	g.mu.Lock()
+	if g.granted != granted || g.role != serving {
+		g.mu.Unlock()
+		return errors.New("not the primary any more")
+	}
+	g.wantSet()
+	g.mu.Unlock()
+	<-j.ctx.Done() // setMembers ends it when x is a member; whatever fails before ends it too
+	return context.Cause(j.ctx)
+}
+
+// repair makes a member of the set equal during a takeover.
+func (s *resyncer) repair(g *group, x *member, pos *wire.Position) {
+	t, granted := g.takeover, g.granted
+	j := newJoiner(s.e.ctx)
+	x.joiner = j
+	s.e.wg.Go(func() {
+		err := s.bring(g, x, granted, true, pos)
+		var b wire.Batch
+		g.mu.Lock()
+		if x.joiner == j {
+			x.joiner = nil
+			j.end()
+		}
+		t.repaired(g, x, err, &b)
+		g.mu.Unlock()
+		b.End()
+	})
+}
+
+// bring makes x equal to us; when it returns without error all that x holds is durable and it follows the stream.
+func (s *resyncer) bring(g *group, x *member, granted uint64, inSet bool, pos *wire.Position) error {
+	j := x.joiner
+	if err := s.connect(j.ctx, x); err != nil {
+		return err
+	}
+	r := &resync{e: s.e, g: g, x: x, j: j, granted: granted, inSet: inSet, limit: s}
+	if pos == nil {
+		a, err := r.call(wire.KindSyncStart, 0, nil, nil)
+		if err != nil {
+			return err
+		}
+		pos = new(wire.Position)
+		if err := pos.Parse(a.meta); err != nil {
+			return err
+		}
+	}
+	x.p.credit.Store(pos.Credit)
+	if err := r.begin(pos); err != nil {
+		return err
+	}
+	for key := range r.todo {
+		if err := r.copyObject(key); err != nil {
+			return fmt.Errorf("copy object %v: %w", key, err)
+		}
+	}
+	return r.end()
+}
+
+// connect waits for a connection to x.
+func (s *resyncer) connect(ctx context.Context, x *member) error {
+	for i := 0; x.p.current() == nil; i++ {
+		if i > 40 {
+			return fmt.Errorf("node %d cannot be reached", x.Node)
+		}
+		x.p.ensure()
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(25 * time.Millisecond):
+		}
+	}
+	return nil
+}
+
+// resync is one run of bring.
+type resync struct {
+	e       *Engine
+	g       *group
+	x       *member
+	j       *joiner
+	granted uint64
+	inSet   bool
+	limit   *resyncer
+	todo    map[objstore.Key]struct{}
+}
+
+type reply struct {
+	status wire.Status
+	flags  uint8
+	meta   []byte
+	data   []byte
+}
+
+// call asks x and waits for its answer.
+func (r *resync) call(kind wire.Kind, flags uint8, meta, data []byte) (reply, error) {
+	r.g.mu.Lock()
+	term := r.g.term
+	ok := r.g.granted == r.granted
+	r.g.mu.Unlock()
+	if !ok {
+		return reply{}, errors.New("not the primary any more")
+	}
+	return r.e.ask(r.j.ctx, r.x.p, wire.Header{Kind: kind, Flags: flags, Group: uint32(r.g.id), Term: term, From: r.e.self().Inc, To: r.x.Inc}, meta, data)
+}
+
+// ask is a peer's call for a goroutine that can wait. A status other than OK is an error.
+func (e *Engine) ask(ctx context.Context, p *peer, h wire.Header, meta, data []byte) (reply, error) {
+	ch := make(chan *reply, 1)
+	var b wire.Batch
+	ok := p.call(&h, meta, data, nil, callLimit, func(a *wire.Frame, _ *wire.Batch) {
+		if a == nil {
+			ch <- nil
+			return
+		}
+		ch <- &reply{a.Status, a.Flags, append([]byte(nil), a.Meta...), append([]byte(nil), a.Data...)}
+	}, &b)
+	b.End()
+	if !ok {
+		return reply{}, fmt.Errorf("%v: no connection to node %d", h.Kind, p.node)
+	}
+	select {
+	case a := <-ch:
+		switch {
+		case a == nil:
+			return reply{}, fmt.Errorf("%v: connection to node %d was lost", h.Kind, p.node)
+		case a.status != wire.StatusOK:
+			return *a, fmt.Errorf("%v: node %d says %v %s", h.Kind, p.node, a.status, a.meta)
+		}
+		return *a, nil
+	case <-ctx.Done():
+		return reply{}, context.Cause(ctx)
+	}
+}
+
+// begin starts the stream and finds out which objects differ.
+func (r *resync) begin(pos *wire.Position) error {
+	g := r.g
+	g.mu.Lock()
+	if g.granted != r.granted {
+		g.mu.Unlock()
+		return errors.New("not the primary any more")
+	}
+	mine := g.where()
+	common := uint64(0)
+	if !pos.Syncing {
+		common = lastCommon(mine.Terms, mine.Last.LSN, pos.Terms, pos.Last.LSN)
+	}
+	r.x.conn = r.x.p.current()
+	if r.x.conn == nil {
+		g.mu.Unlock()
+		return errors.New("no connection")
+	}
+	if !pos.Syncing && pos.Last == mine.Last && common == mine.Last.LSN { // it missed nothing
+		r.x.acked, r.x.sent, r.x.live, r.j.listed = g.last, g.last, true, true
+		g.mu.Unlock()
+		return nil
+	}
+	base := wire.Number(mine.Last)
+	h := wire.Header{Kind: wire.KindSyncStart, Flags: 1, Group: uint32(g.id), Term: g.term, From: r.e.self().Inc, To: r.x.Inc}
+	ch := make(chan *reply, 1)
+	var b wire.Batch
+	r.x.p.call(&h, base.Append(nil), nil, nil, callLimit, func(a *wire.Frame, _ *wire.Batch) {
+		if a != nil {
+			ch <- &reply{status: a.Status, meta: append([]byte(nil), a.Meta...)}
+		} else {
+			ch <- nil
+		}
+	}, &b)
+	r.x.acked, r.x.sent, r.x.live = g.last, g.last, true
+	since := g.last
+	g.mu.Unlock()
+	b.End()
+	select {
+	case a := <-ch:
+		if a == nil || a.status != wire.StatusOK {
+			return fmt.Errorf("node %d did not begin: %v", r.x.Node, a)
+		}
+	case <-r.j.ctx.Done():
+		return context.Cause(r.j.ctx)
+	}
+	theirs, err := r.listTheirs(common)
+	if err != nil {
+		return err
+	}
+	if err := r.waitCommitted(since); err != nil { // uncommitted entries of before are not in the stream, but in the objects
+		return err
+	}
+	r.todo = map[objstore.Key]struct{}{}
+	differ := map[objstore.Key]wire.Number{}
+	if err := g.st.Objects(common, func(o objstore.ObjectInfo) bool {
+		differ[o.Key] = wire.Number(o.Version)
+		return true
+	}); err != nil {
+		return err
+	}
+	for key, v := range theirs {
+		if mine, ok := differ[key]; ok && mine == v {
+			delete(differ, key)
+			continue
+		}
+		differ[key] = v
+	}
+	g.mu.Lock()
+	for key := range differ {
+		r.j.pending[key] = struct{}{}
+	}
+	for key := range r.j.pending {
+		r.todo[key] = struct{}{}
+	}
+	r.j.listed = true
+	g.mu.Unlock()
+	r.j.total.Store(int64(len(r.todo)))
+	return nil
+}
+
+// listTheirs asks for the replica's objects that were changed after common.
+func (r *resync) listTheirs(common uint64) (map[objstore.Key]wire.Number, error) {
+	list := map[objstore.Key]wire.Number{}
+	from := wire.Number{Term: 0, LSN: common} // Term: the key to go on after
+	for {
+		a, err := r.call(wire.KindUnitList, 0, from.Append(nil), nil)
+		if err != nil {
+			return nil, err
+		}
+		n := 0
+		err = wire.EachUnitVersion(a.meta, func(u wire.UnitVersion) {
+			list[objstore.Key(u.Key)] = u.Version
+			from.Term = max(from.Term, u.Key)
+			n++
+		})
+		if err != nil {
+			return nil, err
+		}
+		if a.flags&wire.FlagMore == 0 || n == 0 {
+			return list, nil
+		}
+	}
+}
+
+// waitCommitted waits until the group is committed up to lsn. During a takeover everything in the tail counts: no client's entry is added.
+func (r *resync) waitCommitted(lsn uint64) error {
+	for {
+		r.g.mu.Lock()
+		ok := r.g.commit >= lsn || r.inSet
+		live := r.g.granted == r.granted
+		r.g.mu.Unlock()
+		switch {
+		case ok:
+			return nil
+		case !live:
+			return errors.New("not the primary any more")
+		}
+		select {
+		case <-r.j.ctx.Done():
+			return context.Cause(r.j.ctx)
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+// copyObject makes the replica's object what ours is. Writes to it are parked while it is read; that is milliseconds.
+func (r *resync) copyObject(key objstore.Key) error {
+	var keyMeta [8]byte
+	wireKey(keyMeta[:], key)
+	theirs := map[versionBlock]uint32{}
+	a, err := r.call(wire.KindUnitGet, 0, keyMeta[:], nil)
+	if err != nil && a.status != wire.StatusGone {
+		return err
+	}
+	if err == nil {
+		u, err := objstore.ParseUnit(a.meta)
+		if err != nil {
+			return err
+		}
+		eachPresent(u, func(vb versionBlock, crc uint32) { theirs[vb] = crc })
+	}
+	if err := r.quiet(key); err != nil {
+		return err
+	}
+	before := r.j.bytes.Load()
+	err = r.send(key, keyMeta[:], theirs)
+	var b wire.Batch
+	r.g.mu.Lock()
+	delete(r.g.copying, key)
+	if err == nil {
+		delete(r.j.pending, key)
+	}
+	r.g.rerun(&b)
+	r.g.mu.Unlock()
+	b.End()
+	r.j.done.Add(1)
+	if err != nil {
+		return err
+	}
+	return r.limit.take(r.j.ctx, int(r.j.bytes.Load()-before)+objstore.BlockSize) // paid afterwards: nobody waits for it with a write parked
+}
+
+// versionBlock names a block of one version of an object.
+type versionBlock struct {
+	vid   objstore.Vid
+	block uint16
+}
+
+func eachPresent(u *objstore.Unit, f func(versionBlock, uint32)) {
+	for _, v := range u.Versions {
+		for _, bl := range v.Blocks {
+			if bl.State == objstore.Present {
+				f(versionBlock{v.Vid, bl.Block}, bl.CRC)
+			}
+		}
+	}
+}
+
+// quiet parks writes to the object and waits until those numbered are committed (R16).
+func (r *resync) quiet(key objstore.Key) error {
+	g := r.g
+	g.mu.Lock()
+	if g.copying == nil {
+		g.copying = map[objstore.Key]struct{}{}
+	}
+	g.copying[key] = struct{}{}
+	lsn := uint64(0)
+	if !r.inSet {
+		lsn = g.uncommitted(key, 0, objstore.BlocksPerObject, 0)
+	}
+	g.mu.Unlock()
+	return r.waitCommitted(lsn)
+}
+
+// send copies the blocks that differ and has the replica install the object.
+func (r *resync) send(key objstore.Key, keyMeta []byte, theirs map[versionBlock]uint32) error {
+	if err := r.g.store.Commit(); err != nil {
+		return err
+	}
+	u, err := r.g.st.Unit(key)
+	if err != nil {
+		return err
+	}
+	if u == nil || len(u.Versions) == 0 {
+		_, err := r.call(wire.KindCopyDrop, 0, keyMeta, nil)
+		return err
+	}
+	meta, data := wire.AppendCopyData(nil, uint64(key)), []byte(nil)
+	flush := func() error {
+		if len(data) == 0 {
+			return nil
+		}
+		_, err := r.call(wire.KindCopyData, 0, meta, data)
+		r.e.Stats.ResyncBytes.Add(int64(len(data)))
+		r.j.bytes.Add(int64(len(data)))
+		meta, data = wire.AppendCopyData(meta[:0], uint64(key)), data[:0]
+		return err
+	}
+	var block [objstore.BlockSize]byte
+	for vi := range u.Versions {
+		v := &u.Versions[vi]
+		for bi := range v.Blocks {
+			bl := &v.Blocks[bi]
+			if bl.State != objstore.Present {
+				continue
+			}
+			if crc, ok := theirs[versionBlock{v.Vid, bl.Block}]; ok && crc == bl.CRC {
+				continue
+			}
+			if err := r.g.st.ReadSlotOf(key, v.Vid, int(bl.Block), block[:]); err != nil {
+				var bad *objstore.BlockError
+				if !errors.As(err, &bad) {
+					return err
+				}
+				bl.State, bl.CRC = objstore.Bad, 0 // a block bad everywhere travels as bad (STORE.md rule 13); repair heals it later
+				continue
+			}
+			item := wire.CopyItem{Vid: uint32(v.Vid), Block: bl.Block, CRC: bl.CRC}
+			meta, data = item.Append(meta), append(data, block[:]...)
+			r.e.Stats.ResyncBlocks.Add(1)
+			if len(data) >= copyFrame {
+				if err := flush(); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	if err := flush(); err != nil {
+		return err
+	}
+	_, err = r.call(wire.KindCopyEnd, 0, u.Append(nil), nil)
+	return err
+}
+
+// end has the replica make everything durable; from before that on, flushes wait for it too (R11).
+func (r *resync) end() error {
+	g := r.g
+	g.mu.Lock()
+	r.x.ready = true
+	last := g.last
+	terms := g.where().Terms
+	g.mu.Unlock()
+	for { // it must have the whole stream so far
+		g.mu.Lock()
+		ok, live := r.x.acked >= last, g.granted == r.granted
+		g.mu.Unlock()
+		if ok {
+			break
+		}
+		if !live {
+			return errors.New("not the primary any more")
+		}
+		select {
+		case <-r.j.ctx.Done():
+			return context.Cause(r.j.ctx)
+		case <-time.After(time.Millisecond):
+		}
+	}
+	m := wire.SyncEnd{Last: wire.Number{Term: termAt(terms, last), LSN: last}, Terms: terms}
+	_, err := r.call(wire.KindSyncEnd, 0, m.Append(nil), nil)
+	if err != nil {
+		g.mu.Lock()
+		r.x.ready = false
+		g.mu.Unlock()
+	}
+	return err
+}
+
+// take waits until n bytes may be copied under the node's ceiling.
+func (s *resyncer) take(ctx context.Context, n int) error {
+	for {
+		rate := float64(s.e.agreed().Settings.RecoverySpeed)
+		if rate <= 0 {
+			rate = resyncDefault
+		}
+		s.mu.Lock()
+		now := time.Now()
+		s.tokens = min(s.tokens+rate*now.Sub(s.filled).Seconds(), rate/4)
+		s.filled = now
+		ok := s.tokens > 0
+		if ok {
+			s.tokens -= float64(n)
+		}
+		wait := time.Duration(-s.tokens / rate * float64(time.Second))
+		s.mu.Unlock()
+		if ok {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(max(wait, time.Millisecond)):
+		}
+	}
+}

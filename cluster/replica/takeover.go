@@ -1,0 +1,216 @@
+package replica
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/sheepdog-go/sheepdog/cluster/state"
+	"github.com/sheepdog-go/sheepdog/cluster/wire"
+	"github.com/sheepdog-go/sheepdog/objstore"
+)
+
+// takeover is a primary's way from its grant to its service (R2, R7, R19):
+//
+//  1. every member of the in-sync set is told the new term, and says where it stands. One that does not answer is shrunk out, and that begins it again;
+//  2. if another has more than we do, it gets the group: the longest prefix wins, and nobody's entry is rolled back;
+//  3. members that lack entries get them: from our tail, or object by object if that does not reach back (after a restart);
+//  4. an entry of our own term commits everything before it; then we serve.
+type takeover struct {
+	began     time.Time
+	positions map[*member]*wire.Position
+	asked     map[*member]*wire.Conn // on which connection
+	repairing bool                   // a member is being made equal, object by object
+	equal     bool                   // all are; our own entry is on its way
+	recovered uint64                 // last number that survived a resume (R17)
+	mark      uint64                 // our own entry's number; 0: not numbered yet
+	slow      bool                   // said so in the log
+}
+
+// slowTakeover is when a takeover that still waits says what for.
+const slowTakeover = 3 * time.Second
+
+// activate begins to take the group over. mu is held.
+func (g *group) activate(b *wire.Batch) {
+	g.role, g.term, g.granted = activating, g.agree.Term, g.agree.Granted
+	g.durable, g.told, g.change, g.handTo = 0, 0, nil, state.NoNode
+	g.takeover = &takeover{began: time.Now(), positions: map[*member]*wire.Position{}, asked: map[*member]*wire.Conn{}}
+	g.members = nil
+	g.setMembers()
+	g.takeover.ask(g, b)
+	g.takeover.step(g, b)
+}
+
+// tick asks members again that could not be asked, and says when it takes long.
+func (t *takeover) tick(g *group, now time.Time, b *wire.Batch) {
+	if t == nil {
+		return
+	}
+	t.ask(g, b)
+	for _, m := range g.members {
+		g.pump(m, b)
+		if t.equal {
+			g.watch(m, now)
+		}
+	}
+	t.step(g, b)
+	g.advance(b)
+	g.wantSet()
+	if !t.slow && now.Sub(t.began) > slowTakeover {
+		t.slow = true
+		g.e.log.Warn("a group waits for its replicas", "group", g.id, "term", g.term, "answered", len(t.positions), "of", len(g.members))
+	}
+}
+
+// ask sends our term to everybody who has not answered on its present connection.
+func (t *takeover) ask(g *group, b *wire.Batch) {
+	for _, m := range g.members {
+		conn := m.p.current()
+		if conn == nil {
+			m.p.ensure()
+			continue
+		}
+		if t.positions[m] != nil || t.asked[m] == conn {
+			continue
+		}
+		t.asked[m] = conn
+		h := wire.Header{Kind: wire.KindActivate, Group: uint32(g.id), Term: g.term, From: g.e.self().Inc, To: m.Inc}
+		m.p.call(&h, nil, nil, nil, replicaSilenceMax, func(a *wire.Frame, b *wire.Batch) { t.answered(g, m, a, b) }, b)
+	}
+}
+
+// answered takes a member's position.
+func (t *takeover) answered(g *group, m *member, a *wire.Frame, b *wire.Batch) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.takeover != t || g.role != activating {
+		return
+	}
+	var pos wire.Position
+	switch {
+	case a == nil:
+		delete(t.asked, m)
+	case a.Status == wire.StatusOldTerm:
+		g.fence = max(g.fence, a.Term)
+		g.stepDown(b)
+	case a.Status != wire.StatusOK || pos.Parse(a.Meta) != nil:
+		g.e.log.Warn("a member did not say where it stands", "group", g.id, "node", m.Node, "status", a.Status.String())
+		g.suspect(m)
+	default:
+		m.p.credit.Store(pos.Credit)
+		m.removed = false
+		t.positions[m] = &pos
+		t.step(g, b)
+	}
+}
+
+// step goes as far as can be gone now. mu is held.
+func (t *takeover) step(g *group, b *wire.Batch) {
+	if t == nil || t.equal || g.handTo != state.NoNode || t.repairing {
+		if t != nil && t.equal && t.mark == 0 {
+			t.sign(g, b)
+		}
+		return
+	}
+	for _, m := range g.members {
+		if t.positions[m] == nil {
+			return
+		}
+	}
+	last := g.st.Last()
+	if to := t.longer(g, wire.Number(last)); to != state.NoNode {
+		g.handTo = to
+		g.wantSet()
+		return
+	}
+	if g.st.Syncing() { // ours is a mixture and nobody's is better
+		g.e.log.Error("no member of the set has a whole copy", "group", g.id)
+		t.positions = map[*member]*wire.Position{} // ask again: the one who has it may come back
+		return
+	}
+	terms := g.where().Terms
+	for _, m := range g.members {
+		if m.live {
+			continue
+		}
+		pos := t.positions[m]
+		reach := g.last + 1
+		if len(g.tail) > 0 {
+			reach = g.tail[0].Number.LSN
+		}
+		same := !pos.Syncing && (pos.Last.LSN == 0 || termAt(terms, pos.Last.LSN) == pos.Last.Term)
+		if same && pos.Last.LSN+1 >= reach {
+			m.live, m.acked, m.sent, m.conn = true, pos.Last.LSN, pos.Last.LSN, m.p.current()
+			g.pump(m, b)
+			continue
+		}
+		t.repairing = true // one at a time: the others stay whole prefixes, should we die over it
+		g.e.resyncer.repair(g, m, pos)
+		return
+	}
+	t.equal = true
+	t.recovered = last.LSN
+	t.sign(g, b)
+}
+
+// longer names a member that has more than we do. A copy that is a mixture has no number to compare.
+func (t *takeover) longer(g *group, last wire.Number) state.NodeID {
+	if g.st.Syncing() {
+		last = wire.Number{}
+	}
+	to := state.NoNode
+	for _, m := range g.members {
+		pos := t.positions[m]
+		if pos.Syncing || m.removed || !newer(pos.Last, last) && !(g.st.Syncing() && to == state.NoNode) {
+			continue
+		}
+		if g.e.agreed().InService(m.Member) {
+			last, to = pos.Last, m.Node
+		}
+	}
+	return to
+}
+
+func newer(a, b wire.Number) bool { return a.LSN > b.LSN || a.LSN == b.LSN && a.Term > b.Term }
+
+// repaired continues after a member was made equal (or could not be).
+func (t *takeover) repaired(g *group, m *member, err error, b *wire.Batch) {
+	if g.takeover != t || g.role != activating {
+		return
+	}
+	t.repairing = false
+	if err != nil {
+		g.e.log.Warn("make a member equal", "group", g.id, "node", m.Node, "error", err)
+		delete(t.positions, m)
+		delete(t.asked, m)
+		m.live = false
+		return // tick asks it again
+	}
+	t.positions[m] = &wire.Position{Last: wire.Number(g.st.Last())}
+	t.step(g, b)
+}
+
+// sign numbers an entry of our own term: when it is committed, so is everything before it. mu is held.
+func (t *takeover) sign(g *group, b *wire.Batch) {
+	if g.agree.RecoveredAt < g.agree.Resumes { // clients must know first what they have to send again
+		g.e.proposer.add(g)
+		return
+	}
+	en := getEntry()
+	en.Kind = objstore.KindNoop
+	if !g.number(en, nil, b) {
+		g.e.log.Error("take over", "group", g.id, "error", fmt.Sprint(g.store.Err()))
+		return
+	}
+	t.mark = g.last
+}
+
+// committed is told that the commit point moved. mu is held.
+func (t *takeover) committed(g *group, b *wire.Batch) {
+	if t.mark == 0 || g.commit < t.mark {
+		return
+	}
+	g.role, g.takeover = serving, nil
+	g.e.Stats.Takeovers.Add(1)
+	g.rerun(b)
+	g.e.resyncer.poke()
+}

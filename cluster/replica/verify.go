@@ -1,0 +1,187 @@
+package replica
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/sheepdog-go/sheepdog/cluster/state"
+	"github.com/sheepdog-go/sheepdog/cluster/wire"
+	"github.com/sheepdog-go/sheepdog/objstore"
+)
+
+// CheckProgress is where a check of the groups this node is primary of has got.
+type CheckProgress struct {
+	Groups, GroupsDone int
+	Objects            int64
+	Bytes              int64    // read and verified, on all replicas
+	Findings           []string `json:",omitempty"` // new since the last report
+}
+
+// Check compares every object of every group this node is primary of on all in-sync replicas, versions and bytes (invariant 11), and reports as it goes.
+// Writes go on meanwhile: an object that changes is compared again when it is quiet.
+func (e *Engine) Check(ctx context.Context, report func(CheckProgress)) error {
+	var p CheckProgress
+	var list []*group
+	e.eachGroup(func(g *group) {
+		g.mu.Lock()
+		if g.role == serving {
+			list = append(list, g)
+		}
+		g.mu.Unlock()
+	})
+	p.Groups = len(list)
+	for _, g := range list {
+		c := &check{e: e, g: g, p: &p}
+		if err := c.run(ctx); err != nil {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			p.Findings = append(p.Findings, fmt.Sprintf("group %d was not checked: %v", g.id, err))
+		}
+		p.GroupsDone++
+		report(p)
+		p.Findings = nil
+	}
+	return nil
+}
+
+type check struct {
+	e *Engine
+	g *group
+	p *CheckProgress
+}
+
+// run compares one group.
+func (c *check) run(ctx context.Context) error {
+	g := c.g
+	g.mu.Lock()
+	if g.role != serving {
+		g.mu.Unlock()
+		return errors.New("not its primary any more")
+	}
+	members := make([]*member, 0, len(g.members))
+	for _, m := range g.members {
+		if m.inSync {
+			members = append(members, m)
+		}
+	}
+	term, st := g.term, g.st
+	g.mu.Unlock()
+	keys := map[objstore.Key]struct{}{}
+	if err := st.Objects(0, func(o objstore.ObjectInfo) bool { keys[o.Key] = struct{}{}; return true }); err != nil {
+		return err
+	}
+	for _, m := range members {
+		r := &resync{e: c.e, g: g, x: m, j: newJoiner(ctx), granted: g.granted}
+		theirs, err := r.listTheirs(0)
+		r.j.end()
+		if err != nil {
+			return err
+		}
+		for key := range theirs {
+			keys[key] = struct{}{}
+		}
+	}
+	for key := range keys {
+		if err := c.object(ctx, key, members, term); err != nil {
+			return err
+		}
+		c.p.Objects++
+	}
+	return nil
+}
+
+// object compares one object on all replicas, at a moment when nothing of it is under way.
+func (c *check) object(ctx context.Context, key objstore.Key, members []*member, term uint64) error {
+	g := c.g
+	r := &resync{e: c.e, g: g, j: newJoiner(ctx), granted: g.granted}
+	defer r.j.end()
+	if err := r.quiet(key); err != nil {
+		return err
+	}
+	defer func() {
+		var b wire.Batch
+		g.mu.Lock()
+		delete(g.copying, key)
+		g.rerun(&b)
+		g.mu.Unlock()
+		b.End()
+	}()
+	bad, mine, err := verifyUnit(g.store, g.st, key)
+	if err != nil {
+		return err
+	}
+	want := unitBytes(mine)
+	c.note(key, c.e.self().Node, bad)
+	c.count(mine)
+	var keyMeta [8]byte
+	wireKey(keyMeta[:], key)
+	for _, m := range members {
+		a, err := c.e.ask(ctx, m.p, wire.Header{Kind: wire.KindVerify, Group: uint32(g.id), Term: term, From: c.e.self().Inc, To: m.Inc}, keyMeta[:], nil)
+		if err != nil {
+			return err
+		}
+		if len(a.meta) < 4 {
+			return fmt.Errorf("node %d: short answer", m.Node)
+		}
+		c.note(key, m.Node, int(binary.LittleEndian.Uint32(a.meta)))
+		c.count(mine)
+		if !bytes.Equal(a.meta[4:], want) {
+			c.p.Findings = append(c.p.Findings, fmt.Sprintf("object %v (group %d): node %d and node %d differ", key, g.id, c.e.self().Node, m.Node))
+		}
+	}
+	return nil
+}
+
+func (c *check) note(key objstore.Key, node state.NodeID, bad int) {
+	if bad > 0 {
+		c.p.Findings = append(c.p.Findings, fmt.Sprintf("object %v (group %d): %d bad blocks on node %d", key, c.g.id, bad, node))
+	}
+}
+
+func (c *check) count(u *objstore.Unit) {
+	if u != nil {
+		eachPresent(u, func(versionBlock, uint32) { c.p.Bytes += objstore.BlockSize })
+	}
+}
+
+func unitBytes(u *objstore.Unit) []byte {
+	if u == nil || len(u.Versions) == 0 {
+		return nil
+	}
+	return u.Append(nil)
+}
+
+// verifyUnit reads every block of an object.
+func verifyUnit(store *objstore.Store, st *objstore.Group, key objstore.Key) (bad int, u *objstore.Unit, err error) {
+	if err := store.Commit(); err != nil {
+		return 0, nil, err
+	}
+	if u, err = st.Unit(key); err != nil || u == nil {
+		return 0, nil, err
+	}
+	if len(u.Versions) == 0 {
+		return 0, nil, nil
+	}
+	var block [objstore.BlockSize]byte
+	for _, v := range u.Versions {
+		for _, bl := range v.Blocks {
+			switch bl.State {
+			case objstore.Bad:
+				bad++
+			case objstore.Present:
+				err := st.ReadSlotOf(key, v.Vid, int(bl.Block), block[:])
+				var be *objstore.BlockError
+				if errors.As(err, &be) {
+					bad++
+				} else if err != nil {
+					return bad, u, err
+				}
+			}
+		}
+	}
+	return bad, u, nil
+}
