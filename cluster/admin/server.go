@@ -66,8 +66,8 @@ type Server struct {
 	peers map[string]*Client
 }
 
-// NewServer returns the API of node; Serve it.
-func NewServer(node LocalNode, log *slog.Logger) *Server {
+// NewServer returns the API of node; Serve it. What requests counts is part of /metrics.
+func NewServer(node LocalNode, log *slog.Logger, requests ...*Latency) *Server {
 	s := &Server{node: node, log: log, peers: map[string]*Client{}}
 	mux := http.NewServeMux()
 	handle := func(pattern string, h func(http.ResponseWriter, *http.Request) (any, error)) {
@@ -84,7 +84,7 @@ func NewServer(node LocalNode, log *slog.Logger) *Server {
 	handle("POST /v1/shutdown", s.postShutdown)
 	handle("POST /v1/stop", s.postStop)
 	mux.HandleFunc("POST /v1/check", s.postCheck)
-	mux.Handle("GET /metrics", metricsHandler(node, log))
+	mux.Handle("GET /metrics", metricsHandler(node, requests, log))
 	s.http = &http.Server{
 		Handler:           http.NewCrossOriginProtection().Handler(mux),
 		ReadHeaderTimeout: headerTimeout,

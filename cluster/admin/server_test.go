@@ -32,7 +32,9 @@ func start(t *testing.T, n int) (*admintest.Cluster, []*admin.Client) {
 	c := admintest.New(addrs...)
 	var clients []*admin.Client
 	for i, l := range listeners {
-		s := admin.NewServer(c.Node(i), slog.New(slog.DiscardHandler))
+		read := admin.NewLatency("read")
+		read.Observe(4096, 100*time.Microsecond, false)
+		s := admin.NewServer(c.Node(i), slog.New(slog.DiscardHandler), read)
 		done := make(chan error, 1)
 		go func() { done <- s.Serve(l) }()
 		client := admin.NewClient(addrs[i])
@@ -253,7 +255,9 @@ func TestMetrics(t *testing.T) {
 	defer resp.Body.Close()
 	b, _ := io.ReadAll(resp.Body)
 	for _, want := range []string{`sheepdog_groups{state="degraded"} 64`, "sheepdog_lease 1", "sheepdog_raft_leader 1", `sheepdog_counter_total{name="reads"} 1`,
-		`sheepdog_disk_bytes{disk="/disk0",kind="used"}`, "go_goroutines"} {
+		`sheepdog_disk_bytes{disk="/disk0",kind="used"}`, "go_goroutines",
+		`sheepdog_nbd_request_seconds_bucket{op="read",le="6.4e-05"} 0`, `sheepdog_nbd_request_seconds_bucket{op="read",le="0.000128"} 1`,
+		`sheepdog_nbd_bytes_total{op="read"} 4096`} {
 		if !strings.Contains(string(b), want) {
 			t.Errorf("no %s in\n%s", want, b)
 		}
