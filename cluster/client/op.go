@@ -23,6 +23,8 @@ type Op struct {
 	// (R17). nil: the client copies them.
 	Owner wire.Holder
 	FUA   bool // durable on every in-sync replica before it is done
+	// Provision has KindZero write zeros, so that the range has its space, instead of making a hole.
+	Provision bool
 
 	// Done is told the outcome, exactly once, without any lock held, in the goroutine that got the last answer. It may submit more to b, which its caller ends.
 	Done func(op *Op, b *wire.Batch)

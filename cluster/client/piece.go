@@ -68,23 +68,41 @@ func (p *piece) prepare(op *Op, index, off, n uint32) {
 	p.s, p.op, p.index, p.tries = s, op, index, 0
 	r := &p.req
 	r.Kind, r.Flags = op.Kind, 0
+	if op.Provision && op.Kind == wire.KindZero {
+		r.Kind = wire.KindWrite
+	}
 	if op.FUA {
 		r.Flags = wire.FlagFUA
 	}
 	r.Group = uint32(state.GroupOf(s.pool, s.root, index))
+	if r.Kind == wire.KindExtents {
+		n = (n + blockSize - 1) &^ (blockSize - 1) // the disk's last block may be partly beyond its end
+	}
 	r.IO = wire.IO{Key: uint64(s.root)<<32 | uint64(index), Off: off, Len: n}
 	r.Client, r.Epoch, r.To = s.c.cfg.ID, localEpoch, p
 	r.Data, r.Owner, r.Dst, r.Extents, r.Message = nil, nil, nil, r.Extents[:0], ""
 	at := uint64(index)*objectSize + uint64(off) - op.Off
-	switch op.Kind {
-	case wire.KindRead:
+	switch {
+	case r.Kind == wire.KindRead:
 		r.Dst = op.Data[at : at+uint64(n) : at+uint64(n)]
-	case wire.KindWrite:
+	case r.Kind != op.Kind:
+		r.Data, r.Owner = zeros()[:n:n], forever{}
+		p.sum()
+	case r.Kind == wire.KindWrite:
 		r.Data, r.Owner = op.Data[at:at+uint64(n):at+uint64(n)], op.Owner
 		p.own()
 		p.sum()
 	}
 }
+
+// zeros are as many as a piece can have.
+var zeros = sync.OnceValue(func() []byte { return make([]byte, objectSize) })
+
+// forever is the Owner of bytes that are never given back.
+type forever struct{}
+
+func (forever) Retain()  {}
+func (forever) Release() {}
 
 // own copies a payload that came without an Owner. One with an Owner is the caller's until the Op is done.
 func (p *piece) own() {

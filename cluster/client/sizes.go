@@ -1,7 +1,10 @@
 package client
 
-// Sizes of the on-disk format.
+// Sizes of the on-disk format: what requests are cut by.
 const (
-	blockSize  = 4096
-	objectSize = 4 << 20
+	BlockSize  = 4096
+	ObjectSize = 4 << 20
+
+	blockSize  = BlockSize
+	objectSize = ObjectSize
 )

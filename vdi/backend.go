@@ -1,0 +1,141 @@
+package vdi
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/sheepdog-go/sheepdog/cluster/client"
+	"github.com/sheepdog-go/sheepdog/cluster/state"
+	"github.com/sheepdog-go/sheepdog/nbd"
+)
+
+// Backend serves every VDI and snapshot of a cluster.
+type Backend struct {
+	c *client.Client
+	o BackendOptions
+}
+
+// BackendOptions narrow what a Backend serves.
+type BackendOptions struct {
+	ReadOnly bool   // working VDIs too are only read, without a session
+	Only     string // serve this one (NAME or NAME:SNAPSHOT) alone, and as the default export too; "": all
+	As       string // with Only: the name it is exported by; "": its own
+}
+
+// NewBackend serves the VDIs that c sees.
+func NewBackend(c *client.Client, o BackendOptions) *Backend { return &Backend{c: c, o: o} }
+
+// SplitName divides NAME:SNAPSHOT. A VDI's name holds no colon.
+func SplitName(export string) (name, snap string) {
+	name, snap, _ = strings.Cut(export, ":")
+	return name, snap
+}
+
+// List names all working VDIs and snapshots.
+func (b *Backend) List(context.Context) ([]nbd.ExportInfo, error) {
+	m := b.c.Map()
+	if b.o.Only != "" {
+		info, err := b.info(m, b.o.Only)
+		if err != nil {
+			return nil, err
+		}
+		info.Name = b.name()
+		return []nbd.ExportInfo{info}, nil
+	}
+	var list []nbd.ExportInfo
+	for _, v := range sorted(m) {
+		list = append(list, b.describe(v))
+	}
+	return list, nil
+}
+
+// Info describes one export from the directory alone.
+func (b *Backend) Info(_ context.Context, export string) (nbd.ExportInfo, error) {
+	target, err := b.resolve(export)
+	if err != nil {
+		return nbd.ExportInfo{}, err
+	}
+	return b.info(b.c.Map(), target)
+}
+
+// Open opens an export for one connection.
+func (b *Backend) Open(ctx context.Context, export string) (nbd.Device, nbd.ExportInfo, error) {
+	target, err := b.resolve(export)
+	if err != nil {
+		return nil, nbd.ExportInfo{}, err
+	}
+	name, snap := SplitName(target)
+	d, err := b.c.Open(ctx, name, snap, client.OpenOptions{ReadOnly: b.o.ReadOnly})
+	if err != nil {
+		return nil, nbd.ExportInfo{}, err
+	}
+	info, err := b.info(b.c.Map(), target)
+	if err != nil {
+		d.Close(ctx)
+		return nil, nbd.ExportInfo{}, err
+	}
+	info.Size = d.Size()
+	info.ReadOnly = d.ReadOnly()
+	return NewDevice(d), info, nil
+}
+
+// resolve says which VDI an export name means.
+func (b *Backend) resolve(export string) (string, error) {
+	if b.o.Only == "" {
+		return export, nil
+	}
+	if export != "" && export != b.name() {
+		return "", fmt.Errorf("export %q: this server has only %q: %w", export, b.name(), errNotExist)
+	}
+	return b.o.Only, nil
+}
+
+func (b *Backend) name() string { return cmp.Or(b.o.As, b.o.Only) }
+
+func (b *Backend) info(m *state.Map, target string) (nbd.ExportInfo, error) {
+	name, snap := SplitName(target)
+	v, err := m.Lookup(name, snap)
+	if err != nil {
+		return nbd.ExportInfo{}, fmt.Errorf("export %q: %w", target, err)
+	}
+	return b.describe(v), nil
+}
+
+func (b *Backend) describe(v *state.VDI) nbd.ExportInfo {
+	info := nbd.ExportInfo{
+		Name: v.Name, Description: description(v), Size: v.Size, ReadOnly: b.o.ReadOnly || v.State == state.Frozen, MultiConn: true,
+		CanTrim: true, CanZero: true, CanFastZero: true, CanCache: true, BlockStatus: true,
+	}
+	if v.State == state.Frozen {
+		info.Name += ":" + cmp.Or(v.Tag, strconv.FormatUint(uint64(v.SnapID), 10))
+	}
+	return info
+}
+
+func description(v *state.VDI) string {
+	if v.State == state.Frozen {
+		return fmt.Sprintf("snapshot %d, %s", v.SnapID, v.Frozen.Local().Format("2006-01-02 15:04"))
+	}
+	return fmt.Sprintf("vid %06x, created %s", v.Vid, v.Created.Local().Format("2006-01-02 15:04"))
+}
+
+// sorted are all VDIs that have a name, each followed by its snapshots in order.
+func sorted(m *state.Map) []*state.VDI {
+	var list []*state.VDI
+	for _, v := range m.VDIs {
+		if v.State != state.Deleted && v.Name != "" {
+			list = append(list, v)
+		}
+	}
+	slices.SortFunc(list, func(a, b *state.VDI) int {
+		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(order(a), order(b)))
+	})
+	return list
+}
+
+// order puts the working VDI, whose number is 0, first.
+func order(v *state.VDI) uint32 { return v.SnapID }

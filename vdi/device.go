@@ -1,0 +1,111 @@
+package vdi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"sync"
+	"time"
+
+	"github.com/sheepdog-go/sheepdog/cluster/client"
+	"github.com/sheepdog-go/sheepdog/cluster/wire"
+	"github.com/sheepdog-go/sheepdog/nbd"
+)
+
+var errNotExist = fs.ErrNotExist
+
+// closeTimeout bounds how long a connection's end waits for the last flush.
+const closeTimeout = 10 * time.Second
+
+// Device is an opened disk on one NBD connection.
+type Device struct {
+	d *client.Disk
+	b wire.Batch // of the connection's reader goroutine
+}
+
+// NewDevice makes a Device of a disk, which it closes when it is closed.
+func NewDevice(d *client.Disk) *Device { return &Device{d: d} }
+
+// request is what a request of NBD needs on its way.
+type request struct {
+	op client.Op
+	r  *nbd.Request
+
+	disk *client.Disk // block status
+	at   uint64       // block status: how far it is told
+}
+
+var requests = sync.Pool{New: func() any {
+	q := new(request)
+	q.op.User = q
+	return q
+}}
+
+// Submit starts a request.
+func (d *Device) Submit(r *nbd.Request) {
+	q := requests.Get().(*request)
+	q.r = r
+	op := &q.op
+	op.Off, op.Len, op.Data, op.Owner, op.FUA, op.Provision, op.Done = r.Offset, r.Length, nil, nil, r.FUA, false, done
+	switch r.Op {
+	case nbd.OpRead:
+		op.Kind, op.Data = wire.KindRead, r.Data
+	case nbd.OpWrite:
+		op.Kind, op.Data = wire.KindWrite, r.Data
+		if buf := r.Buffer(); buf != nil {
+			op.Owner = buf
+		}
+	case nbd.OpFlush:
+		op.Kind, op.Off, op.Len = wire.KindFlush, 0, 0
+	case nbd.OpTrim:
+		op.Kind = wire.KindTrim
+	case nbd.OpWriteZeroes:
+		op.Kind, op.Provision = wire.KindZero, r.NoHole
+		if r.NoHole && r.FastZero {
+			d.answer(q, fmt.Errorf("write zeroes without a hole: %w", errors.ErrUnsupported))
+			return
+		}
+	case nbd.OpCache:
+		d.answer(q, nil) // the primaries' page caches do what can be done
+		return
+	case nbd.OpBlockStatus:
+		d.status(q)
+		return
+	default:
+		d.answer(q, fmt.Errorf("%s: %w", r.Op, errors.ErrUnsupported))
+		return
+	}
+	d.d.Submit(op, &d.b)
+}
+
+// Push starts what Submit gathered.
+func (d *Device) Push() { d.b.End() }
+
+// Close closes the disk.
+func (d *Device) Close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	return d.d.Close(ctx)
+}
+
+// answer ends a request that needs nobody.
+func (d *Device) answer(q *request, err error) {
+	r := q.r
+	q.free()
+	r.Queue(err) // the connection sends what is queued after Push
+}
+
+// done ends a request when its last piece is there.
+func done(op *client.Op, b *wire.Batch) {
+	q := op.User.(*request)
+	r, err := q.r, op.Err
+	q.free()
+	b.Flush(r.Queue(err))
+}
+
+func (q *request) free() {
+	q.r, q.disk = nil, nil
+	q.op.Data, q.op.Owner, q.op.Err = nil, nil, nil
+	requests.Put(q)
+}

@@ -1,0 +1,93 @@
+package vdi
+
+import (
+	"github.com/sheepdog-go/sheepdog/cluster/client"
+	"github.com/sheepdog-go/sheepdog/cluster/wire"
+	"github.com/sheepdog-go/sheepdog/nbd"
+)
+
+const (
+	// statusStep is how much of the disk is looked at in one go; statusMax, after how much an answer is good enough: the client asks again
+	// for the rest.
+	statusStep = 64 * client.ObjectSize
+	statusMax  = 4 << 30
+)
+
+// status tells a client which blocks hold bytes (base:allocation).
+func (d *Device) status(q *request) {
+	q.at = q.r.Offset
+	q.disk = d.d
+	q.op.Kind, q.op.Done = wire.KindExtents, told
+	q.ask(&d.b)
+}
+
+// ask asks for the next stretch. It begins with a whole block.
+func (q *request) ask(b *wire.Batch) {
+	end := min(q.r.Offset+q.r.Length, q.at-q.at%statusStep+statusStep)
+	q.op.Off = q.at - q.at%client.BlockSize
+	q.op.Len = end - q.op.Off
+	q.disk.Submit(&q.op, b)
+}
+
+// told takes one stretch's extents.
+func told(op *client.Op, b *wire.Batch) {
+	q := op.User.(*request)
+	r := q.r
+	more := op.Err == nil && q.add(op)
+	if more && q.at < r.Offset+r.Length && q.at-r.Offset < statusMax {
+		q.ask(b)
+		return
+	}
+	err := op.Err
+	if q.at > r.Offset {
+		err = nil // what is known is told; the client asks again from there, and gets the error
+	}
+	q.free()
+	b.Flush(r.Queue(err))
+}
+
+// add gives the request what was found, and says whether it takes more.
+func (q *request) add(op *client.Op) (more bool) {
+	r := q.r
+	end := op.Off + op.Len
+	pos := op.Off
+	for _, e := range op.Extents {
+		n := uint64(e.Blocks) * client.BlockSize
+		from, to := max(pos, q.at), min(pos+n, end)
+		pos += n
+		if from >= to {
+			continue
+		}
+		more = false
+		for i := range r.Contexts() {
+			if r.AddExtent(i, to-from, flagsOf(e.State)) {
+				more = true
+			}
+		}
+		q.at = to
+		if !more {
+			return false
+		}
+	}
+	if q.at < end { // a primary that said less than it was asked: nothing is claimed of the rest
+		for i := range r.Contexts() {
+			more = r.AddExtent(i, end-q.at, 0) || more
+		}
+		q.at = end
+	}
+	return more
+}
+
+func flagsOf(s uint8) uint64 {
+	switch s {
+	case stateAbsent, stateZero:
+		return nbd.StateHole | nbd.StateZero
+	}
+	return 0
+}
+
+// States of blocks in wire.Extent that are not bytes.
+const (
+	stateAbsent = 0
+	stateZero   = 1
+)
