@@ -114,7 +114,7 @@ func Open(cfg Config) (*Consensus, error) {
 	c.stream = newStream(cfg.Listen, cfg.Net, cfg.UUID, cfg.Addr, cfg.Cluster)
 	c.trans = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		ServerAddressProvider: c, Logger: hlog, Stream: c.stream, MaxPool: 3, Timeout: rpcTimeout})
-	c.raft, err = raft.NewRaft(c.raftConfig(hlog), c.fsm, cache, c.store, snaps, c.trans)
+	c.raft, err = raft.NewRaft(c.raftConfig(hlog), c.fsm, cache, c.store, snaps, &transport{c.trans, c})
 	if err != nil {
 		c.trans.Close()
 		c.closeStore()
