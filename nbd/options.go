@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"strings"
 	"time"
@@ -172,11 +171,8 @@ func (h *handshake) info(id uint32, data []byte) (*Conn, error) {
 		return nil, h.failLookup(id, q.name, err)
 	}
 	h.describe(id, &q, &info)
-	if err := h.ack(id); err != nil {
-		h.giveUp(dev, cancel)
-		return nil, err
-	}
-	return h.begin(q.name, dev, info, cancel)
+	h.put(id, repAck)
+	return h.begin(q.name, dev, info, cancel), nil
 }
 
 // describe gathers the information replies.
@@ -220,11 +216,7 @@ func (h *handshake) exportName(data []byte) (*Conn, error) {
 	if !h.noZeroes {
 		h.reply = append(h.reply, make([]byte, 124)...)
 	}
-	if err := h.send(); err != nil {
-		h.giveUp(dev, cancel)
-		return nil, err
-	}
-	return h.begin(name, dev, info, cancel)
+	return h.begin(name, dev, info, cancel), nil
 }
 
 // open opens the export, within a session that the server has room for. The client's clock stands still meanwhile.
@@ -258,16 +250,9 @@ func (h *handshake) open(name string) (Device, ExportInfo, context.CancelFunc, e
 	return dev, info, cancel, nil
 }
 
-// giveUp closes a device whose client left while it was being opened.
-func (h *handshake) giveUp(dev Device, cancel context.CancelFunc) {
-	cancel()
-	_ = dev.Close()
-	h.srv.unreserve(h)
-}
-
-// begin makes the connection that the transmission phase runs on. Requests that the client sent along with its
-// option are in the buffer already.
-func (h *handshake) begin(name string, dev Device, info ExportInfo, cancel context.CancelFunc) (*Conn, error) {
+// begin makes the connection that the transmission phase runs on, and sends the gathered reply that begins it. Requests that
+// the client sent along with its option are in the buffer already.
+func (h *handshake) begin(name string, dev Device, info ExportInfo, cancel context.CancelFunc) *Conn {
 	c := newConn(h.srv, h.nc, h.peer, h.log.With("export", clip(info.Name)))
 	c.name, c.dev, c.blockStatus = info.Name, dev, info.BlockStatus
 	c.cancel = func() { cancel(); h.cancel() }
@@ -281,22 +266,21 @@ func (h *handshake) begin(name string, dev Device, info ExportInfo, cancel conte
 	c.in.size, c.in.stalled = h.srv.cfg.ReadBuffer, c.stall
 	if n := h.rd.Buffered(); n > 0 {
 		space, _ := c.in.space()
-		if _, err := io.ReadFull(h.rd, space[:n]); err != nil {
-			h.giveUp(dev, cancel)
-			return nil, err
-		}
+		n, _ = h.rd.Read(space[:n])
 		c.in.w = n
 	}
 	c.arrived = time.Now()
 	c.tr = newTransport(h.nc)
-	if err := h.raw.SetDeadline(time.Time{}); err != nil {
-		h.giveUp(dev, cancel)
-		return nil, err
-	}
-	h.srv.enter(h, c)
+	h.srv.enter(h, c) // before the client can know, so that it never finds itself missing
 	if h.gone.Load() {
 		c.drain()
 	}
+	if err := h.send(); err != nil {
+		c.die(err)
+		return c
+	}
+	c.readUntil(time.Time{})
+	c.writeUntil(time.Time{})
 	c.log.Debug("nbd export opened", "size", info.Size, "mode", int(h.mode))
-	return c, nil
+	return c
 }
