@@ -50,6 +50,7 @@ type edit struct {
 
 	ownGroups, ownNodes bool  // the slices are e.m's own already
 	nodesMoved          bool  // who is in service changed: a new epoch
+	raised              []int // groups whose term rises even if nothing else changed (R9)
 	load                []int // primaries per node, made when first needed
 }
 
@@ -134,7 +135,7 @@ func (e *edit) seal() {
 	if e.ownGroups && len(e.old.Groups) <= len(e.m.Groups) && e.old.Cluster == e.m.Cluster {
 		for i, was := range e.old.Groups {
 			g := e.m.Groups[i]
-			if g != was && (g.Primary != was.Primary || !slices.Equal(g.InSync, was.InSync)) {
+			if g != was && (slices.Contains(e.raised, i) || g.Primary != was.Primary || !slices.Equal(g.InSync, was.InSync)) {
 				g.Term = was.Term + 1
 			}
 			if g.Primary != was.Primary {

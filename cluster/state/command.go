@@ -129,7 +129,9 @@ type SetChange struct {
 	Term   uint64
 	Add    []Member // now in sync (R11)
 	Remove []Member // missed something (R10), or no longer in Target and replaced
-	To     NodeID   // hand the primary's role to this in-sync member; NoNode: keep
+	// To hands the primary's role to this in-sync member; NoNode: keep it. A primary that names itself only takes a new term: so it gives
+	// up an older proposal whose outcome it could not learn (R9).
+	To NodeID
 }
 
 // Recovered says how far a resumed set recovered (R17).

@@ -25,7 +25,7 @@ func (e *edit) settle(i int, leased []Member) {
 			primary = e.choose(g, serving)
 		}
 	}
-	if primary == g.Primary && len(stay) == len(g.InSync) && g.Back == nil && g.LostAt.IsZero() == (primary.Node != NoNode) {
+	if primary == g.Primary && len(stay) == len(g.InSync) && g.Back == nil {
 		return
 	}
 	g = e.group(i)
@@ -187,12 +187,13 @@ func (e *edit) setChange(by Member, c *SetChange, leased []Member) *Error {
 	if !slices.Contains(set, primary) {
 		return refuse(Invalid, "group %x: a primary removes itself without naming another", uint32(c.Group))
 	}
-	if primary == g.Primary && slices.Equal(set, g.InSync) {
+	if primary == g.Primary && slices.Equal(set, g.InSync) && c.To == NoNode {
 		return nil
 	}
 	g = e.group(i)
 	g.InSync, g.Back = set, nil
 	e.setPrimary(g, primary)
+	e.raised = append(e.raised, i)
 	return nil
 }
 

@@ -81,11 +81,8 @@ func (m *Map) checkGroup(g *Group) error {
 	if g.Primary.Node != NoNode && !slices.Contains(g.InSync, g.Primary) {
 		return fmt.Errorf("the primary, node %d, is not in sync", g.Primary.Node)
 	}
-	if g.LostAt.IsZero() != (g.Primary.Node != NoNode) {
-		return fmt.Errorf("lost at %v with primary %d", g.LostAt, int32(g.Primary.Node))
-	}
-	if g.Term == ^uint64(0) {
-		return fmt.Errorf("there is no term after %d", g.Term)
+	if g.Term == 0 || g.Term == ^uint64(0) || g.Granted > g.Term {
+		return fmt.Errorf("term %d, granted at %d", g.Term, g.Granted)
 	}
 	for i, b := range g.InSync {
 		if m.Node(b.Node) == nil || slices.ContainsFunc(g.InSync[:i], func(a Member) bool { return a.Node == b.Node }) {
