@@ -1,0 +1,349 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sheepdog-go/sheepdog/cluster/state"
+	"github.com/sheepdog-go/sheepdog/cluster/wire"
+)
+
+func (f *fake) count(k wire.Kind) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.served[k]
+}
+
+func TestFlushGoesToDirtyGroupsOnly(t *testing.T) {
+	each(t, 3, func(t *testing.T, f *fake, c *Client) {
+		d := open(t, c, "alpha")
+		if err := flush(d); err != nil || f.count(wire.KindFlush) != 0 {
+			t.Fatalf("%d groups flushed for nothing, %v", f.count(wire.KindFlush), err)
+		}
+		for range 3 {
+			if err := write(d, 4096, pattern(4096, 1)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := c.Stats.Retained.Load(); n < 3*4096 {
+			t.Fatalf("%d bytes retained", n)
+		}
+		if err := flush(d); err != nil || f.count(wire.KindFlush) != 1 {
+			t.Fatalf("%d groups flushed, %v", f.count(wire.KindFlush), err)
+		}
+		if err := flush(d); err != nil || f.count(wire.KindFlush) != 1 {
+			t.Fatalf("%d groups flushed, %v", f.count(wire.KindFlush), err)
+		}
+		if n := c.Stats.Retained.Load(); n != 0 {
+			t.Fatalf("%d bytes retained after the flush", n)
+		}
+		closeAll(t, c, d)
+	})
+}
+
+func TestR17FirstFlushCoversPredecessors(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t, 3)
+		f.vdi("alpha", 64<<20)
+		c := f.client(0)
+		d := open(t, c, "alpha")
+		if err := write(d, 0, pattern(4096, 1)); err != nil {
+			t.Fatal(err)
+		}
+		c.Close() // as a crash: nothing is flushed, the session stays
+		f.must(&state.Command{Unlock: &state.Unlock{Name: "alpha"}})
+		c = f.client(1)
+		d = open(t, c, "alpha")
+		var fail atomic.Bool
+		fail.Store(true)
+		f.fault = func(_ state.NodeID, r *wire.Request) verdict {
+			if r.Kind == wire.KindFlush && fail.Load() {
+				return bad
+			}
+			return serve
+		}
+		if err := flush(d); !errors.Is(err, syscall.EIO) {
+			t.Fatalf("flush: %v", err)
+		}
+		first := f.count(wire.KindFlush)
+		fail.Store(false)
+		if err := flush(d); err != nil {
+			t.Fatal(err)
+		}
+		if n := f.count(wire.KindFlush) - first; n < 8 { // 16 objects in 16 groups
+			t.Fatalf("%d groups flushed after a first flush that failed", n)
+		}
+		f.mu.Lock()
+		for id, g := range f.groups {
+			if len(g.log) > 0 {
+				t.Errorf("group %d holds something unflushed", id)
+			}
+		}
+		f.mu.Unlock()
+		closeAll(t, c, d)
+	})
+}
+
+func TestConcurrentFlushesShare(t *testing.T) {
+	each(t, 3, func(t *testing.T, f *fake, c *Client) {
+		d := open(t, c, "alpha")
+		var hold atomic.Bool
+		hold.Store(true)
+		f.fault = func(_ state.NodeID, r *wire.Request) verdict {
+			if r.Kind == wire.KindFlush && hold.Load() {
+				return busy
+			}
+			return serve
+		}
+		write(d, 0, pattern(4096, 1))
+		var list []chan error
+		for range 50 {
+			list = append(list, start(d, &Op{Kind: wire.KindFlush}))
+		}
+		time.Sleep(10 * time.Millisecond)
+		hold.Store(false)
+		for _, done := range list {
+			if err := <-done; err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := c.Stats.FlushedGroup.Load(); n != 1 {
+			t.Fatalf("%d flushes of groups", n)
+		}
+		closeAll(t, c, d)
+	})
+}
+
+// TestR17LostWritesAreSentAgain cuts the power of one group's nodes after acknowledged writes, keeping each possible prefix.
+func TestR17LostWritesAreSentAgain(t *testing.T) {
+	each(t, 3, func(t *testing.T, f *fake, c *Client) {
+		d := open(t, c, "alpha")
+		id := f.Map().GroupFor(f.Map().Working("alpha"), 0)
+		want := make([]byte, 64<<10)
+		for keep := range 9 {
+			for i := range 8 { // overlapping, so that order counts
+				p := pattern(8192, byte(keep*8+i))
+				copy(want[i*4096:], p)
+				if err := write(d, uint64(i)*4096, p); err != nil {
+					t.Fatal(err)
+				}
+			}
+			f.powerCut(id, keep)
+			if got := read(t, d, 0, len(want)); !bytes.Equal(got, want) {
+				t.Fatalf("acknowledged writes are lost after a cut that kept %d", keep)
+			}
+			if keep%2 == 0 {
+				if err := flush(d); err != nil {
+					t.Fatal(err)
+				}
+				f.powerCut(id, 0)
+				if got := read(t, d, 0, len(want)); !bytes.Equal(got, want) {
+					t.Fatal("flushed writes are lost")
+				}
+			}
+		}
+		if c.Stats.Resent.Load() == 0 {
+			t.Fatal("nothing was sent again")
+		}
+		closeAll(t, c, d)
+	})
+}
+
+func TestR17HoldsBackUntilRecoveredIsKnown(t *testing.T) {
+	each(t, 3, func(t *testing.T, f *fake, c *Client) {
+		d := open(t, c, "alpha")
+		id := f.Map().GroupFor(f.Map().Working("alpha"), 0)
+		want := pattern(4096, 1)
+		if err := write(d, 0, want); err != nil {
+			t.Fatal(err)
+		}
+		f.mu.Lock()
+		f.resume(id, 0)
+		f.mu.Unlock()
+		got := make([]byte, 4096)
+		rd := start(d, &Op{Kind: wire.KindRead, Len: 4096, Data: got})
+		fl := start(d, &Op{Kind: wire.KindFlush})
+		wr := start(d, &Op{Kind: wire.KindWrite, Off: 4096, Len: 4096, Data: pattern(4096, 2)})
+		time.Sleep(time.Minute)
+		if len(rd)+len(fl)+len(wr) > 0 {
+			t.Fatal("served before it is known what the set recovered")
+		}
+		f.mu.Lock()
+		f.recovered(id)
+		f.mu.Unlock()
+		for _, ch := range []chan error{rd, fl, wr} {
+			if err := <-ch; err != nil {
+				t.Fatal(err)
+			}
+		}
+		if !bytes.Equal(got, want) {
+			t.Fatal("read something else")
+		}
+		closeAll(t, c, d)
+	})
+}
+
+// TestR17SecondResumeDuringResending: two power cuts, the second while what the first took is being sent again.
+func TestR17SecondResumeDuringResending(t *testing.T) {
+	each(t, 3, func(t *testing.T, f *fake, c *Client) {
+		d := open(t, c, "alpha")
+		id := f.Map().GroupFor(f.Map().Working("alpha"), 0)
+		want := make([]byte, 40*4096)
+		for i := range 40 {
+			p := pattern(4096, byte(i))
+			copy(want[i*4096:], p)
+			if err := write(d, uint64(i)*4096, p); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var n atomic.Int32
+		f.fault = func(_ state.NodeID, r *wire.Request) verdict {
+			if r.Kind == wire.KindWrite && n.Add(1) > 10 {
+				return busy
+			}
+			return serve
+		}
+		f.powerCut(id, 5)
+		time.Sleep(5 * time.Millisecond)
+		f.fault = nil
+		f.powerCut(id, 7)
+		if got := read(t, d, 0, len(want)); !bytes.Equal(got, want) {
+			t.Fatal("acknowledged writes are lost")
+		}
+		if err := flush(d); err != nil {
+			t.Fatal(err)
+		}
+		closeAll(t, c, d)
+	})
+}
+
+func TestR17WhatCannotBeSentAgainFailsReadsAndTheNextFlush(t *testing.T) {
+	each(t, 3, func(t *testing.T, f *fake, c *Client) {
+		d := open(t, c, "alpha")
+		id := f.Map().GroupFor(f.Map().Working("alpha"), 0)
+		write(d, 0, pattern(4096, 1))
+		write(d, 4096, pattern(4096, 2))
+		var full atomic.Bool
+		full.Store(true)
+		f.fault = func(_ state.NodeID, r *wire.Request) verdict {
+			if r.Kind == wire.KindWrite && r.IO.Off == 0 && full.Load() {
+				return noSpace
+			}
+			return serve
+		}
+		f.powerCut(id, 0)
+		b := make([]byte, 4096)
+		if err := do(d, &Op{Kind: wire.KindRead, Len: 4096, Data: b}); !errors.Is(err, syscall.EIO) {
+			t.Fatalf("read of lost bytes: %v", err)
+		}
+		if got := read(t, d, 4096, 4096); !bytes.Equal(got, pattern(4096, 2)) {
+			t.Fatal("the other block is wrong")
+		}
+		if err := flush(d); !errors.Is(err, syscall.EIO) {
+			t.Fatalf("flush over lost bytes: %v", err)
+		}
+		full.Store(false)
+		if err := write(d, 0, pattern(4096, 3)); err != nil {
+			t.Fatal(err)
+		}
+		if got := read(t, d, 0, 4096); !bytes.Equal(got, pattern(4096, 3)) {
+			t.Fatal("not healed by writing")
+		}
+		if err := flush(d); err != nil {
+			t.Fatal(err)
+		}
+		closeAll(t, c, d)
+	})
+}
+
+func TestFUANeedsNoRetention(t *testing.T) {
+	each(t, 3, func(t *testing.T, f *fake, c *Client) {
+		d := open(t, c, "alpha")
+		id := f.Map().GroupFor(f.Map().Working("alpha"), 0)
+		write(d, 0, pattern(4096, 1))
+		if err := do(d, &Op{Kind: wire.KindWrite, Len: 4096, Data: pattern(4096, 2), FUA: true}); err != nil {
+			t.Fatal(err)
+		}
+		if n := c.Stats.Retained.Load(); n != 0 {
+			t.Fatalf("%d bytes retained", n)
+		}
+		f.powerCut(id, 0)
+		if got := read(t, d, 0, 4096); !bytes.Equal(got, pattern(4096, 2)) {
+			t.Fatal("a FUA write is lost")
+		}
+		closeAll(t, c, d)
+	})
+}
+
+func TestRetentionIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t, 3)
+		f.vdi("alpha", 64<<20)
+		const bound = 1 << 20
+		c := f.clientWith(Config{Maps: f, Net: f, Propose: f.Propose, RetainBytesMax: bound})
+		d := open(t, c, "alpha")
+		var list []chan error
+		most := int64(0)
+		for i := range 1024 {
+			list = append(list, start(d, &Op{Kind: wire.KindWrite, Off: uint64(i%512) * 8192, Len: 8192, Data: pattern(8192, byte(i))}))
+			most = max(most, c.Stats.Retained.Load())
+		}
+		for _, done := range list {
+			if err := <-done; err != nil {
+				t.Fatal(err)
+			}
+			most = max(most, c.Stats.Retained.Load())
+		}
+		if most == 0 || most > 2*bound+1024*8192/2 {
+			t.Fatalf("%d bytes retained at most", most)
+		}
+		if c.Stats.SelfFlushes.Load() == 0 {
+			t.Fatal("never flushed by itself")
+		}
+		closeAll(t, c, d)
+	})
+}
+
+func TestR22SnapshotIsFollowed(t *testing.T) {
+	each(t, 3, func(t *testing.T, f *fake, c *Client) {
+		d := open(t, c, "alpha")
+		if err := write(d, 0, pattern(4096, 1)); err != nil {
+			t.Fatal(err)
+		}
+		vid := d.Vid()
+		r := f.must(&state.Command{CloseVDI: &state.CloseVDI{Name: "alpha", Tag: "t"}})
+		done := start(d, &Op{Kind: wire.KindWrite, Len: 4096, Data: pattern(4096, 2)})
+		time.Sleep(time.Second)
+		if len(done) > 0 {
+			t.Fatal("written while a snapshot is taken")
+		}
+		var terms []uint64
+		for _, g := range f.Map().PoolGroups(0) {
+			terms = append(terms, g.Term)
+		}
+		f.must(&state.Command{FreezeVDI: &state.FreezeVDI{Vid: vid, Closing: r.Index, Terms: terms}})
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		if d.Vid() == vid {
+			t.Fatal("still at the frozen vid")
+		}
+		s, err := c.Open(context.Background(), "alpha", "t", OpenOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.Vid() != vid || !s.ReadOnly() {
+			t.Fatalf("the snapshot is %06x", s.Vid())
+		}
+		if err := write(s, 0, pattern(512, 1)); !errors.Is(err, syscall.EROFS) {
+			t.Fatalf("a snapshot was written: %v", err)
+		}
+		closeAll(t, c, s, d)
+	})
+}
