@@ -19,6 +19,7 @@ var (
 	ErrExists     = errors.New("directory already holds a store")
 	ErrNoXattr    = errors.New("file system has no user extended attributes")
 	ErrSyncing    = errors.New("group is not being resynced")
+	ErrDropped    = errors.New("group is dropped")
 	ErrStale      = errors.New("object changed meanwhile")
 )
 
@@ -35,6 +36,7 @@ type BlockError struct {
 var (
 	ErrChecksum  = errors.New("checksum mismatch")
 	ErrMarkedBad = errors.New("marked bad")
+	ErrDamaged   = errors.New("block table is damaged")
 )
 
 func (e *BlockError) Error() string {

@@ -83,6 +83,7 @@ func (s State) String() string {
 type ObjectInfo struct {
 	Key     Key
 	Version Number // of the last entry that changed it (rule 10)
+	Damaged bool   // a table is lost: the object has to be copied again
 }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)

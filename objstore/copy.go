@@ -1,0 +1,377 @@
+package objstore
+
+import (
+	"encoding/binary"
+	"fmt"
+	"slices"
+)
+
+// Copy is an object being brought to what a resync source has. Blocks are
+// put to free slots, where nobody sees them; Install makes the object exactly
+// the unit, with one record of the journal.
+//
+// A Copy is used by one goroutine. It ends with Install or Abort; after a
+// failed Install it still has to be aborted.
+type Copy struct {
+	g    *Group
+	o    *object
+	put  map[blockID]cell
+	keep map[blockID]bool
+	done bool
+}
+
+type blockID struct {
+	vid   Vid
+	block uint16
+}
+
+// NewCopy begins a copy.
+func (g *Group) NewCopy(key Key) (*Copy, error) {
+	for {
+		o, unlock, err := g.lockLoaded(key)
+		if err != nil {
+			return nil, err
+		}
+		if o == nil {
+			g.mu.Lock()
+			unlock = g.mu.Unlock
+			if g.objects[key] != nil {
+				unlock()
+				continue
+			}
+			o = g.newObject(key)
+		}
+		o.t.pins++
+		unlock()
+		return &Copy{g: g, o: o, put: map[blockID]cell{}, keep: map[blockID]bool{}}, nil
+	}
+}
+
+// Put writes a block that the unit will have. crc is checked.
+func (c *Copy) Put(vid Vid, block int, crc uint32, data []byte) error {
+	if block < 0 || block >= BlocksPerObject || len(data) != BlockSize {
+		return fmt.Errorf("copy object %v block %d: %w", c.o.key, block, ErrFormat)
+	}
+	if Checksum(data) != crc {
+		return fmt.Errorf("copy object %v block %d of vid %06x: %w", c.o.key, block, vid, ErrChecksum)
+	}
+	if err := c.g.s.refuseWhenFull(); err != nil {
+		return fmt.Errorf("copy object %v: %w", c.o.key, err)
+	}
+	if err := c.g.s.waitDirty(); err != nil {
+		return err
+	}
+	id := blockID{vid, uint16(block)}
+	var buf [1]slotRun
+	c.g.mu.Lock()
+	if old, ok := c.put[id]; ok {
+		c.o.t.free(old.value())
+	}
+	run := c.o.t.alloc(c.o.t.homeOf(vid), block, 1, buf[:0])
+	c.g.mu.Unlock()
+	c.put[id] = cell{cellSlot | run[0].slot, crc}
+	delete(c.keep, id)
+	return c.g.s.writeSlots(c.o, run, data)
+}
+
+// Keep says that the unit's block is the one that the object has already.
+func (c *Copy) Keep(vid Vid, block int) {
+	c.keep[blockID{vid, uint16(block)}] = true
+}
+
+// Install makes the object exactly u. Every present block of u was put or
+// kept; ErrStale if a kept one is not there with u's checksum.
+func (c *Copy) Install(u *Unit) error {
+	if err := u.Validate(); err != nil {
+		return err
+	}
+	if u.Key != c.o.key {
+		return fmt.Errorf("install object %v as %v: %w", u.Key, c.o.key, ErrFormat)
+	}
+	for {
+		err := c.install(u)
+		if err != errNoRoom {
+			return err
+		}
+		if err := c.g.s.j.waitRoom(); err != nil {
+			return err
+		}
+	}
+}
+
+func (c *Copy) install(u *Unit) error {
+	g, o := c.g, c.o
+	if err := g.s.Err(); err != nil {
+		return err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.dropped {
+		return fmt.Errorf("install object %v: group %d: %w", u.Key, g.id, ErrDropped)
+	}
+	im := image{key: u.Key, birth: o.birth, version: u.Version}
+	for _, v := range u.Versions {
+		iv := imageVersion{vid: v.Vid, gen: v.Gen}
+		for _, b := range v.Blocks {
+			ib, err := c.imageBlock(v, b)
+			if err != nil {
+				return fmt.Errorf("install object %v block %d of vid %06x: %w", u.Key, b.Block, v.Vid, err)
+			}
+			iv.blocks = append(iv.blocks, ib)
+		}
+		im.versions = append(im.versions, iv)
+	}
+	pl, err := g.s.j.appendBody(recInstall, g.id, im.append(nil))
+	if err != nil {
+		return err
+	}
+	g.touch(pl)
+	o.touch()
+	o.install(&im, pl.pos)
+	used := make(map[uint32]bool, len(c.put))
+	for _, iv := range im.versions {
+		for _, b := range iv.blocks {
+			used[b.slot] = used[b.slot] || b.how == imageSlot
+		}
+	}
+	for _, p := range c.put {
+		if !used[p.value()] {
+			o.t.free(p.value())
+		}
+	}
+	o.t.pins--
+	c.done = true
+	return nil
+}
+
+func (c *Copy) imageBlock(v UnitVersion, b UnitBlock) (imageBlock, error) {
+	ib := imageBlock{block: b.Block, state: b.State, sum: b.CRC}
+	if b.State != Present {
+		return ib, nil
+	}
+	id := blockID{v.Vid, b.Block}
+	if p, ok := c.put[id]; ok {
+		if p.sum != b.CRC {
+			return ib, fmt.Errorf("another block was put: %w", ErrStale)
+		}
+		ib.how, ib.slot = imageSlot, p.value()
+		return ib, nil
+	}
+	t := c.o.t.find(v.Vid)
+	if !c.keep[id] || t == nil || t.cells[b.Block].state() != Present || t.cells[b.Block].sum != b.CRC || c.o.damaged {
+		return ib, fmt.Errorf("neither put nor there: %w", ErrStale)
+	}
+	ib.how = imageKeep
+	return ib, nil
+}
+
+// Abort gives up a copy; nothing of it was ever seen.
+func (c *Copy) Abort() {
+	if c.done {
+		return
+	}
+	c.done = true
+	c.g.mu.Lock()
+	defer c.g.mu.Unlock()
+	for _, p := range c.put {
+		c.o.t.free(p.value())
+	}
+	c.o.t.pins--
+	if !c.o.exists() && c.o.birth != 0 && !c.o.t.dirty { // a file for nothing: the next checkpoint removes it
+		c.o.touch()
+		c.g.changed = true
+	}
+	c.g.abandon(c.o)
+}
+
+// image is an installed object as the journal has it: a unit with slots.
+//
+//	 0  key      u64
+//	 8  birth    u64   of the object's file; 0 if no slot is named
+//	16  term     u64 | lsn u64
+//	32  versions u32 | zero u32
+//	40  { vid u32 | blocks u32 | gen u64 |
+//	      { block u16 | state u8 | how u8 | crc u32 | slot u32 | zero u32 } × blocks } × versions
+type image struct {
+	key      Key
+	birth    uint64
+	version  Number
+	versions []imageVersion
+}
+
+type imageVersion struct {
+	vid    Vid
+	gen    uint64
+	blocks []imageBlock
+}
+
+type imageBlock struct {
+	block uint16
+	state State
+	how   uint8
+	sum   uint32
+	slot  uint32
+}
+
+const (
+	imageNone = 0 // no bytes
+	imageSlot = 1 // in the slot
+	imageKeep = 2 // where the object's version has it at this point of the journal
+
+	imageBlockSize = 16
+)
+
+func (im *image) append(b []byte) []byte {
+	b = binary.LittleEndian.AppendUint64(b, uint64(im.key))
+	b = binary.LittleEndian.AppendUint64(b, im.birth)
+	b = binary.LittleEndian.AppendUint64(b, im.version.Term)
+	b = binary.LittleEndian.AppendUint64(b, im.version.LSN)
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(im.versions)))
+	b = binary.LittleEndian.AppendUint32(b, 0)
+	for _, v := range im.versions {
+		b = binary.LittleEndian.AppendUint32(b, v.vid)
+		b = binary.LittleEndian.AppendUint32(b, uint32(len(v.blocks)))
+		b = binary.LittleEndian.AppendUint64(b, v.gen)
+		for _, k := range v.blocks {
+			b = binary.LittleEndian.AppendUint16(b, k.block)
+			b = append(b, byte(k.state), k.how)
+			b = binary.LittleEndian.AppendUint32(b, k.sum)
+			b = binary.LittleEndian.AppendUint32(b, k.slot)
+			b = binary.LittleEndian.AppendUint32(b, 0)
+		}
+	}
+	return b
+}
+
+func parseImage(b []byte) (im image, ok bool) {
+	if len(b) < unitHead {
+		return im, false
+	}
+	im.key = Key(binary.LittleEndian.Uint64(b))
+	im.birth = binary.LittleEndian.Uint64(b[8:])
+	im.version = Number{binary.LittleEndian.Uint64(b[16:]), binary.LittleEndian.Uint64(b[24:])}
+	n := binary.LittleEndian.Uint32(b[32:])
+	b = b[unitHead:]
+	for range n {
+		if len(b) < unitVersionHead {
+			return im, false
+		}
+		v := imageVersion{vid: binary.LittleEndian.Uint32(b), gen: binary.LittleEndian.Uint64(b[8:])}
+		count := int(binary.LittleEndian.Uint32(b[4:]))
+		b = b[unitVersionHead:]
+		if count > BlocksPerObject || len(b) < count*imageBlockSize {
+			return im, false
+		}
+		for i := range count {
+			k, ok := parseImageBlock(b[i*imageBlockSize:])
+			if !ok {
+				return im, false
+			}
+			v.blocks = append(v.blocks, k)
+		}
+		b = b[count*imageBlockSize:]
+		im.versions = append(im.versions, v)
+	}
+	return im, len(b) == 0
+}
+
+func parseImageBlock(b []byte) (k imageBlock, ok bool) {
+	k = imageBlock{
+		block: binary.LittleEndian.Uint16(b), state: State(b[2]), how: b[3],
+		sum: binary.LittleEndian.Uint32(b[4:]), slot: binary.LittleEndian.Uint32(b[8:]),
+	}
+	_, _, inChunk := slotPlace(k.slot)
+	switch {
+	case k.block >= BlocksPerObject || k.state == Absent || k.state > Bad:
+		return k, false
+	case k.state == Present:
+		return k, k.how == imageSlot && inChunk || k.how == imageKeep
+	}
+	return k, k.how == imageNone
+}
+
+// install replaces all versions of the object by the image's. Holds the
+// group's mutex.
+func (o *object) install(im *image, p pos) {
+	old := slices.Clone(o.t.list)
+	var cells []*[BlocksPerObject]cell
+	for _, iv := range im.versions {
+		c := new([BlocksPerObject]cell)
+		v := o.t.find(iv.vid)
+		for _, b := range iv.blocks {
+			switch {
+			case b.state == Zero:
+				c[b.block] = cell{at: cellZero}
+			case b.state == Bad:
+				c[b.block] = cell{at: cellBad}
+			case b.how == imageSlot:
+				c[b.block] = cell{cellSlot | b.slot, b.sum}
+			case v != nil && v.cells[b.block].state() == Present && v.cells[b.block].sum == b.sum:
+				c[b.block] = v.cells[b.block]
+				o.count(v, v.cells[b.block], -1)
+				v.cells[b.block] = cell{} // moved, not freed
+			default: // only in replay, where the block was lost meanwhile
+				c[b.block] = cell{at: cellBad}
+			}
+		}
+		cells = append(cells, c)
+	}
+	for _, v := range old {
+		o.drop(v, p)
+	}
+	for i, iv := range im.versions {
+		v := o.add(iv.vid, iv.gen)
+		v.version, v.changed = im.version, true
+		for b, c := range cells[i] {
+			if c.at != cellAbsent {
+				o.set(v, b, c, p)
+			}
+		}
+	}
+	o.version = im.version
+	o.heal()
+}
+
+// heal ends an object's being damaged: everything in it is new.
+func (o *object) heal() {
+	if o.damaged {
+		o.damaged = false
+		o.g.suspects--
+		o.g.s.m.damaged.Add(-1)
+	}
+}
+
+// DeleteObject removes an object that a resync source does not have.
+func (g *Group) DeleteObject(key Key) error {
+	for {
+		o, unlock, err := g.lockLoaded(key)
+		if err != nil || o == nil {
+			return err
+		}
+		if g.dropped || !o.exists() {
+			unlock()
+			return nil
+		}
+		pl, err := g.s.j.appendBody(recDelete, g.id, binary.LittleEndian.AppendUint64(nil, uint64(key)))
+		if err == nil {
+			g.touch(pl)
+			o.touch()
+			o.clear(pl.pos)
+		}
+		unlock()
+		if err != errNoRoom {
+			return err
+		}
+		if err := g.s.j.waitRoom(); err != nil {
+			return err
+		}
+	}
+}
+
+// clear drops all versions.
+func (o *object) clear(p pos) {
+	for _, v := range slices.Clone(o.t.list) {
+		o.drop(v, p)
+	}
+	o.heal()
+}

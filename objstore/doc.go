@@ -1,0 +1,60 @@
+// Package objstore keeps objects on one disk: 4 MiB pieces of virtual disks,
+// each with all its versions in one file. It survives a power cut at any
+// instant, notices every rotten bit, and pays for a large write once.
+//
+// # The directory
+//
+//	identity           whose disk this is (text)
+//	lock               held while a store is open
+//	catalog            what the last checkpoint committed (catalog.go)
+//	journal/NNN        segments of the journal (record.go, segment.go)
+//	obj/GGGGGGGG/KEY   one file per object, by group (table.go); each has one
+//	                   extended attribute, user.sheepdog, that says what it is
+//	epoch/NAME         named values of whoever uses the store (meta.go)
+//	reserve            space to finish a checkpoint with
+//
+// # A write
+//
+// Stage (stage.go) checks that an entry is the next of its group and appends
+// its record to the pending batch; the object's table in memory points into
+// the journal from then on. A write of LargeWriteBytes or more goes to free
+// slots of the object's file first, and only its table entries are journaled.
+// Commit (journal.go) writes all that waits with one pwrite. Sync (sync.go)
+// makes it durable, the journal and the files of large writes side by side.
+// A checkpoint (checkpoint.go) moves the net effect to the object files and
+// commits all of it with one write to the catalog; then journal segments are
+// used again, and slots that were superseded are free. Open replays what the
+// journal has beyond the last checkpoint (replay.go).
+//
+// # Invariants
+//
+//   - Bytes that count are never overwritten: data go to free slots, tables to
+//     the place that does not count, records behind those that are synced.
+//   - A slot is free when no table that counts and no record that could be
+//     replayed names it.
+//   - After a crash a group is at a prefix of its entries, which holds all
+//     that was synced.
+//   - Every block is checked when it is read, wherever it lies.
+//   - A sync or a write that failed (but for want of space) ends the disk.
+//
+// # Locks
+//
+// A group's mutex guards its state and its objects; then come the journal's,
+// the syncer's, the caches' and the list of groups'. None is held across I/O.
+// What is held across I/O is an ioMutex: one checkpoint, one sync round, one
+// creation or removal of a file per stripe, one named value at a time.
+//
+// # Goroutines
+//
+//	syncLoop        1, Open to Close: rounds of Sync
+//	checkpointLoop  1, Open to Close: checkpoints, the reserve
+//	segmentLoop     1, Open to Close: makes segments before they are needed
+//	parallel        at most 8 for the length of a sync round
+//	wakeAll         1, once, when the disk failed
+//
+// # What it does not do
+//
+// It gives no numbers, orders nothing between groups, and knows neither
+// ancestors (readers bring the chain) nor other nodes: who is right, and what
+// is to be repaired from where, others decide.
+package objstore

@@ -1,0 +1,215 @@
+package objstore
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path/filepath"
+	"sync"
+	"syscall"
+)
+
+// files keeps the open object files under their bound.
+type files struct {
+	mu    sync.Mutex
+	clock []*objFile
+	hand  int
+}
+
+func (s *Store) groupDir(id GroupID) string {
+	return filepath.Join(s.cfg.Dir, "obj", fmt.Sprintf("%08x", uint32(id)))
+}
+
+func (s *Store) objectName(o *object) string {
+	return filepath.Join(s.groupDir(o.g.id), o.key.String())
+}
+
+// release lets the file be closed again.
+func (f *objFile) release() { f.refs.Add(-1) }
+
+// hold takes the open file, if there is one. Holds the group's mutex.
+func (o *object) hold() *objFile {
+	f := o.file
+	if f != nil {
+		f.refs.Add(1)
+		f.used.Store(true)
+	}
+	return f
+}
+
+// acquire opens the object's file, or makes it; the caller releases it. The
+// caller has the object pinned.
+func (s *Store) acquire(o *object, create bool) (*objFile, error) {
+	o.g.mu.Lock()
+	f := o.hold()
+	o.g.mu.Unlock()
+	if f != nil {
+		return f, nil
+	}
+	stripe := s.stripe(o.key)
+	stripe.Lock()
+	defer stripe.Unlock()
+	o.g.mu.Lock()
+	f = o.hold()
+	birth, damaged := o.birth, o.damaged
+	o.g.mu.Unlock()
+	if f != nil {
+		return f, nil
+	}
+	if birth == 0 && !create {
+		return nil, fmt.Errorf("open object %v: %w", o.key, fs.ErrNotExist)
+	}
+	var err error
+	if birth == 0 {
+		f, birth, err = s.createFile(o)
+	} else {
+		f, err = s.openFile(o, birth)
+		if create && damaged && isLost(err) {
+			f, birth, err = s.createFile(o)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	f.refs.Store(1)
+	f.used.Store(true)
+	o.g.mu.Lock()
+	o.file, o.birth = f, birth
+	o.g.mu.Unlock()
+	s.keepOpen(f)
+	return f, nil
+}
+
+// isLost says that a file is not there, or is not what it should be.
+func isLost(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrDamaged) || errors.Is(err, io.EOF)
+}
+
+func (s *Store) openFile(o *object, birth uint64) (*objFile, error) {
+	f, err := s.fs.Open(s.objectName(o))
+	if err != nil {
+		return nil, fmt.Errorf("open object %v: %w", o.key, err)
+	}
+	var b [headerBytes]byte
+	if _, err := f.ReadAt(b[:], 0); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("open object %v: %w", o.key, err)
+	}
+	h, ok := parseFileHeader(b[:])
+	if !ok || h.key != o.key || h.group != o.g.id || h.birth != birth {
+		f.Close()
+		return nil, fmt.Errorf("open object %v: its file's header is another's or damaged: %w", o.key, ErrDamaged)
+	}
+	return &objFile{f: f, o: o}, nil
+}
+
+const xattrName = "user.sheepdog"
+
+// createFile makes the object's file whole before it has its name (rule 2).
+// A file that has the name already belongs to no object: the catalog and the
+// journal know of none.
+func (s *Store) createFile(o *object) (*objFile, uint64, error) {
+	dir := s.groupDir(o.g.id)
+	if err := s.makeGroupDir(dir); err != nil {
+		return nil, 0, s.writeError("make "+dir, err)
+	}
+	birth := s.newBirth()
+	f, err := s.fs.CreateTemp(dir)
+	if err != nil {
+		return nil, 0, s.writeError("create object "+o.key.String(), err)
+	}
+	_, err = f.WriteAt(fileHeader{o.key, birth, o.g.id}.encode(), 0)
+	if err == nil {
+		err = f.SetXattr(xattrName, s.describe(o))
+	}
+	if err == nil {
+		name := s.objectName(o)
+		err = s.fs.Link(f, name)
+		if errors.Is(err, fs.ErrExist) {
+			if err = s.fs.Remove(name); err == nil {
+				err = s.fs.Link(f, name)
+			}
+		}
+	}
+	if err != nil {
+		f.Close()
+		return nil, 0, s.writeError("create object "+o.key.String(), err)
+	}
+	s.namesChanged(dir)
+	s.m.created.Add(1)
+	return &objFile{f: f, o: o}, birth, nil
+}
+
+// describe is the one attribute a file has: what never changes, in words.
+func (s *Store) describe(o *object) string {
+	return fmt.Sprintf("v1 %.8s root %06x index %x pg %x", s.id.Cluster, o.key.Root(), o.key.Index(), uint32(o.g.id))
+}
+
+func (s *Store) makeGroupDir(dir string) error {
+	err := s.fs.Mkdir(dir)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err == nil {
+		s.namesChanged(filepath.Dir(dir))
+	}
+	return err
+}
+
+// writeError ends the disk unless there was just no space.
+func (s *Store) writeError(what string, err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		s.noteFull()
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return s.fail(what, err)
+}
+
+// keepOpen adds a file to the clock and closes one that was not used lately
+// if there are too many.
+func (s *Store) keepOpen(f *objFile) {
+	c := &s.files
+	c.mu.Lock()
+	f.at = len(c.clock)
+	c.clock = append(c.clock, f)
+	over := len(c.clock) - s.cfg.OpenFilesMax
+	c.mu.Unlock()
+	for tries := 2 * s.cfg.OpenFilesMax; over > 0 && tries > 0; tries-- {
+		c.mu.Lock()
+		if len(c.clock) == 0 {
+			c.mu.Unlock()
+			return
+		}
+		c.hand = (c.hand + 1) % len(c.clock)
+		v := c.clock[c.hand]
+		c.mu.Unlock()
+		if v != f && !v.used.Swap(false) && s.closeFile(v) {
+			over--
+		}
+	}
+}
+
+// closeFile closes a file that nobody holds.
+func (s *Store) closeFile(f *objFile) bool {
+	g := f.o.g
+	g.mu.Lock()
+	if f.o.file != f || f.refs.Load() != 0 {
+		g.mu.Unlock()
+		return false
+	}
+	f.o.file = nil
+	g.mu.Unlock()
+	s.dropOpen(f)
+	f.f.Close() // nothing of it is unsynced
+	return true
+}
+
+func (s *Store) dropOpen(f *objFile) {
+	c := &s.files
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	last := c.clock[len(c.clock)-1]
+	c.clock[f.at], last.at = last, f.at
+	c.clock = c.clock[:len(c.clock)-1]
+}

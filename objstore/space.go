@@ -1,0 +1,155 @@
+package objstore
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// Space is the room for new writes.
+type Space struct {
+	Total int64 // bytes of the file system
+	Used  int64
+	// Free may be given out for writes: what the file system has free, less
+	// what is journaled and has no place in an object's file yet, less what
+	// the journal may still grow by.
+	Free       int64
+	InodesFree int64 // -1 where they are not counted
+	Full       bool  // writes fail with ENOSPC
+	NearFull   bool
+}
+
+// space remembers what the file system said last; asking is a system call.
+type space struct {
+	mu   sync.Mutex
+	at   time.Time
+	last Space
+}
+
+const (
+	spaceFresh   = 20 * time.Millisecond
+	inodesKept   = 64        // for the journal, the catalog and named values
+	objectCost   = 64 << 10  // what a new object takes besides its blocks: tables, inode, the file system's own
+	nearFullPart = 16        // near full is below a sixteenth of the disk
+	freeKept     = 256 << 10 // the last of it is for names and catalogs
+)
+
+// Space says how much may still be written.
+func (s *Store) Space() Space {
+	sp := &s.space
+	sp.mu.Lock()
+	defer sp.mu.Unlock()
+	now := time.Now()
+	if !sp.at.IsZero() && now.Sub(sp.at) < spaceFresh {
+		return sp.last
+	}
+	st, err := s.fs.Statfs(s.cfg.Dir)
+	if err != nil {
+		return sp.last
+	}
+	promised := s.unplaced.Load()*BlockSize + s.dirtyObjects.Load()*objectCost + s.j.growth() + s.reserveMissing() + freeKept
+	v := Space{Total: st.Total, Used: st.Total - st.Free, Free: max(0, st.Free-promised), InodesFree: -1}
+	if st.Inodes > 0 {
+		v.InodesFree = max(0, st.InodesFree-s.dirtyObjects.Load()-inodesKept)
+	}
+	v.Full = v.Free < objectCost || v.InodesFree == 0
+	v.NearFull = v.Full || v.Free < st.Total/nearFullPart
+	if v.Full != sp.last.Full && !sp.at.IsZero() {
+		s.log.Warn("disk space", "full", v.Full, "free", v.Free, "inodes", v.InodesFree)
+	}
+	sp.last, sp.at = v, now
+	return v
+}
+
+// refuseWhenFull is asked before every write.
+func (s *Store) refuseWhenFull() error {
+	if s.Space().Full {
+		return syscall.ENOSPC
+	}
+	return nil
+}
+
+// noteFull has the next question ask the file system again.
+func (s *Store) noteFull() {
+	s.m.full.Add(1)
+	s.spaceChanged()
+}
+
+func (s *Store) spaceChanged() {
+	s.space.mu.Lock()
+	if !s.space.at.IsZero() {
+		s.space.at = time.Unix(0, 1)
+	}
+	s.space.mu.Unlock()
+}
+
+// growth is what the journal may still take from the disk.
+func (j *journal) growth() int64 {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	made := len(j.live) + len(j.free)
+	return max(0, int64(journalSegsMin-made)) * j.segBytes
+}
+
+// The reserve is a real file: when a checkpoint finds the disk full, it is
+// given up so that the checkpoint can end (rule 20).
+func (s *Store) reserveName() string { return filepath.Join(s.cfg.Dir, "reserve") }
+
+// makeReserve makes the reserve if it is not there and there is room for it.
+func (s *Store) makeReserve() error {
+	if s.cfg.ReserveBytes <= 0 || s.reserveHeld.Load() {
+		return nil
+	}
+	if f, err := s.fs.Open(s.reserveName()); err == nil {
+		n, err := f.Size()
+		f.Close()
+		if err == nil && n >= s.cfg.ReserveBytes {
+			s.reserveHeld.Store(true)
+			return nil
+		}
+		s.fs.Remove(s.reserveName())
+	}
+	st, err := s.fs.Statfs(s.cfg.Dir)
+	if err != nil || st.Free < 2*s.cfg.ReserveBytes {
+		return err
+	}
+	f, err := s.fs.Create(s.reserveName())
+	if err != nil {
+		return fmt.Errorf("make reserve: %w", err)
+	}
+	defer f.Close()
+	if err := f.Allocate(0, s.cfg.ReserveBytes); err != nil {
+		s.fs.Remove(s.reserveName())
+		return fmt.Errorf("make reserve: %w", err)
+	}
+	s.reserveHeld.Store(true)
+	return nil
+}
+
+// giveUpReserve frees the reserve; false if there was none.
+func (s *Store) giveUpReserve() bool {
+	if !s.reserveHeld.Swap(false) {
+		return false
+	}
+	err := s.fs.Remove(s.reserveName())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		s.log.Error("give up reserve", "error", err)
+		return false
+	}
+	s.log.Warn("disk is full: the reserve is given up to finish a checkpoint")
+	s.spaceChanged()
+	return true
+}
+
+// reserveMissing is set aside from what writes may use while the reserve is
+// given up.
+func (s *Store) reserveMissing() int64 {
+	if s.reserveHeld.Load() {
+		return 0
+	}
+	return s.cfg.ReserveBytes
+}

@@ -1,0 +1,268 @@
+package objstore
+
+import (
+	"path/filepath"
+	"sync"
+	"time"
+)
+
+// syncer makes what was committed durable, for all who wait in one round.
+type syncer struct {
+	mu      sync.Mutex
+	waiting []func(error)
+	running []func(error) // whom the round under way answers
+
+	files map[*objFile]struct{} // written since the last round took them; each is held
+	dirs  map[string]struct{}   // with names that are not durable yet
+
+	dirty   int64      // bytes written since the last round took them
+	flight  int64      // bytes the round under way covers
+	changed *sync.Cond // dirty shrank, or the disk failed
+
+	round ioMutex // one round at a time
+	kick  chan struct{}
+}
+
+// Sync has done called, from another goroutine, once everything committed
+// before the call is durable, or with the error that ended the disk. All who
+// wait share a round.
+func (s *Store) Sync(done func(error)) {
+	y := &s.sync
+	y.mu.Lock()
+	if err := s.Err(); err != nil {
+		y.mu.Unlock()
+		go done(err)
+		return
+	}
+	y.waiting = append(y.waiting, done)
+	y.mu.Unlock()
+	poke(y.kick)
+}
+
+// SyncWait is Sync for callers that have nothing else to do.
+func (s *Store) SyncWait() error {
+	if err := s.j.commit(); err != nil {
+		return err
+	}
+	ch := make(chan error, 1)
+	s.Sync(func(err error) { ch <- err })
+	return <-ch
+}
+
+func poke(kick chan struct{}) {
+	select {
+	case kick <- struct{}{}:
+	default:
+	}
+}
+
+// syncLoop is the syncer goroutine.
+func (s *Store) syncLoop() {
+	defer s.wg.Done()
+	y := &s.sync
+	for {
+		select {
+		case <-y.kick:
+		case <-s.stop:
+			s.answer(ErrClosed)
+			return
+		}
+		y.mu.Lock()
+		y.running, y.waiting = y.waiting, y.running[:0]
+		y.mu.Unlock()
+		s.answerRunning(s.syncNow())
+	}
+}
+
+func (s *Store) answerRunning(err error) {
+	y := &s.sync
+	y.mu.Lock()
+	list := y.running
+	y.running = nil
+	y.mu.Unlock()
+	for _, done := range list {
+		done(err)
+	}
+	y.mu.Lock()
+	if y.running == nil {
+		clear(list)
+		y.running = list[:0]
+	}
+	y.mu.Unlock()
+}
+
+// answer ends everybody's wait.
+func (s *Store) answer(err error) {
+	y := &s.sync
+	y.mu.Lock()
+	list := append(y.running, y.waiting...)
+	y.running, y.waiting = nil, nil
+	y.changed.Broadcast()
+	y.mu.Unlock()
+	for _, done := range list {
+		done(err)
+	}
+}
+
+// syncNow makes everything staged before the call durable: the journal and
+// the files that large writes went to, side by side.
+func (s *Store) syncNow() error {
+	y := &s.sync
+	y.round.Lock()
+	defer y.round.Unlock()
+	if err := s.Err(); err != nil {
+		return err
+	}
+	target := s.j.seal()
+	if err := s.j.commit(); err != nil {
+		return err
+	}
+	y.mu.Lock()
+	fileSet, dirSet := y.files, y.dirs
+	if len(fileSet) > 0 {
+		y.files = map[*objFile]struct{}{}
+	}
+	if len(dirSet) > 0 {
+		y.dirs = map[string]struct{}{}
+	}
+	y.flight, y.dirty = y.dirty, 0
+	y.mu.Unlock()
+
+	err := s.syncSet(s.j.takeUnsynced(), fileSet, dirSet)
+	for f := range fileSet {
+		f.release()
+	}
+	y.mu.Lock()
+	y.flight = 0
+	y.changed.Broadcast()
+	y.mu.Unlock()
+	if err != nil {
+		return s.fail("sync", err)
+	}
+	if target > pos(s.j.durable.Load()) {
+		s.j.durable.Store(uint64(target))
+	}
+	s.m.syncs.Add(1)
+	return nil
+}
+
+// syncfsFrom is from how many files on one syncfs is cheaper than syncing
+// each (rule 6); syncParallel bounds the goroutines otherwise.
+const (
+	syncfsFrom   = 24
+	syncParallel = 8
+)
+
+func (s *Store) syncSet(segs []*segment, files map[*objFile]struct{}, dirs map[string]struct{}) error {
+	n := len(segs) + len(files) + len(dirs)
+	if n == 0 {
+		return nil
+	}
+	defer s.watch("sync")()
+	if n >= syncfsFrom {
+		return s.fs.SyncFS(s.cfg.Dir)
+	}
+	work := make([]func() error, 0, n)
+	for _, g := range segs {
+		work = append(work, g.f.Datasync)
+	}
+	for f := range files {
+		work = append(work, f.f.Datasync)
+	}
+	for d := range dirs {
+		work = append(work, func() error { return s.fs.SyncDir(d) })
+	}
+	return parallel(work, syncParallel)
+}
+
+// parallel runs all work, at most width at once, and returns the first error.
+func parallel(work []func() error, width int) error {
+	if len(work) == 1 {
+		return work[0]()
+	}
+	jobs := make(chan func() error, len(work))
+	for _, w := range work {
+		jobs <- w
+	}
+	close(jobs)
+	width = min(width, len(work))
+	errs := make(chan error, width)
+	for range width {
+		go func() {
+			var first error
+			for w := range jobs {
+				if err := w(); err != nil && first == nil {
+					first = err
+				}
+			}
+			errs <- first
+		}()
+	}
+	var first error
+	for range width {
+		if err := <-errs; err != nil && first == nil {
+			first = err
+		}
+	}
+	return first
+}
+
+// watch fails the disk if the caller does not come back in time.
+func (s *Store) watch(what string) (stop func()) {
+	start := time.Now()
+	if s.cfg.HangTimeout < 0 {
+		return func() { s.m.syncTime(time.Since(start)) }
+	}
+	t := time.AfterFunc(s.cfg.HangTimeout, func() { s.fail(what, errHang) })
+	return func() {
+		t.Stop()
+		s.m.syncTime(time.Since(start))
+	}
+}
+
+// written has the next sync cover a file.
+func (s *Store) written(f *objFile, n int64) {
+	y := &s.sync
+	y.mu.Lock()
+	if _, ok := y.files[f]; !ok {
+		f.refs.Add(1)
+		y.files[f] = struct{}{}
+	}
+	y.mu.Unlock()
+	s.addDirty(n)
+}
+
+// namesChanged has the next sync cover a directory.
+func (s *Store) namesChanged(dir string) {
+	s.sync.mu.Lock()
+	s.sync.dirs[filepath.Clean(dir)] = struct{}{}
+	s.sync.mu.Unlock()
+}
+
+// addDirty counts bytes that a flush would have to wait for; from half the
+// bound on they are synced without anybody asking.
+func (s *Store) addDirty(n int64) {
+	y := &s.sync
+	y.mu.Lock()
+	y.dirty += n
+	over := y.dirty > s.cfg.DirtyBytesMax/2
+	y.mu.Unlock()
+	if over {
+		poke(y.kick)
+	}
+}
+
+// waitDirty holds writers at the bound.
+func (s *Store) waitDirty() error {
+	y := &s.sync
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	for y.dirty+y.flight > s.cfg.DirtyBytesMax {
+		if err := s.Err(); err != nil {
+			return err
+		}
+		poke(y.kick)
+		y.changed.Wait()
+	}
+	return nil
+}
