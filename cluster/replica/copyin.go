@@ -36,6 +36,10 @@ func (g *group) syncStart(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 		g.deny(c, f, wire.StatusInvalid, []byte("a resync begins after one number"), b)
 		return
 	}
+	if g.ending {
+		g.deny(c, f, wire.StatusBusy, nil, b)
+		return
+	}
 	if err := g.st.SetSyncing(); err != nil {
 		g.deny(c, f, statusOf(err), []byte(err.Error()), b)
 		return
@@ -153,7 +157,10 @@ func (g *group) copyData(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 	_, err := wire.EachCopyItem(f.Meta, func(it wire.CopyItem) error {
 		if cp == nil {
 			key, _ := parseKey(f.Meta[:8])
-			cp = g.copyOf(key)
+			var err error
+			if cp, err = g.copyOf(key); err != nil {
+				return err
+			}
 		}
 		if len(data) < objstore.BlockSize || wire.Checksum(data[:objstore.BlockSize]) != it.CRC {
 			return objstore.ErrChecksum
@@ -171,14 +178,32 @@ func (g *group) copyData(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 }
 
 // copyOf returns the copy under way of an object, begun if another or none is.
-func (g *group) copyOf(key objstore.Key) *objstore.Copy {
+func (g *group) copyOf(key objstore.Key) (*objstore.Copy, error) {
 	if g.copy != nil && g.copyKey != key {
 		g.dropCopy()
 	}
 	if g.copy == nil {
-		g.copy, g.copyKey = g.st.NewCopy(key), key
+		cp, err := g.st.NewCopy(key)
+		if err != nil {
+			return nil, err
+		}
+		g.copy, g.copyKey = cp, key
 	}
-	return g.copy
+	return g.copy, nil
+}
+
+// install makes the object what the unit says. mu is held.
+func (g *group) install(u *objstore.Unit) error {
+	cp, err := g.copyOf(u.Key)
+	if err != nil {
+		return err
+	}
+	eachPresent(u, func(vb versionBlock, _ uint32) { cp.Keep(vb.vid, int(vb.block)) }) // what was put goes before what is kept
+	if err := cp.Install(u); err != nil {
+		return err
+	}
+	g.copy = nil
+	return g.store.Commit()
 }
 
 // copyEnd makes the object exactly what the primary says, at once: of its blocks those that were copied are new, the others were here.
@@ -191,17 +216,13 @@ func (g *group) copyEnd(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 		return
 	}
 	if err == nil {
-		err = g.copyOf(u.Key).Install(u)
-	}
-	if err == nil {
-		err = g.store.Commit()
+		err = g.install(u)
 	}
 	if err != nil {
 		g.dropCopy()
 		g.deny(c, f, statusOf(err), []byte(err.Error()), b)
 		return
 	}
-	g.copy = nil
 	g.deny(c, f, wire.StatusOK, nil, b)
 }
 
@@ -246,24 +267,11 @@ func (g *group) syncEnd(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 		g.e.diskFailed(err)
 		return
 	}
+	if syncing {
+		g.e.wg.Go(func() { g.endSyncing(c, h, st, &m) })
+		return
+	}
 	store.Sync(func(err error) {
-		if err == nil && syncing {
-			g.mu.Lock()
-			if g.fence != h.Term || !g.syncing || g.st != st {
-				g.mu.Unlock()
-				return // another primary took over meanwhile: it begins anew
-			}
-			last := st.Last()
-			if last.LSN < m.Last.LSN {
-				last = objstore.Number(m.Last)
-			}
-			st.SetTermStarts(termsUpTo(m.Terms, last))
-			g.mu.Unlock()
-			g.e.wg.Go(func() { // it waits for the disk, and this is the goroutine that syncs
-				g.endSyncing(c, h, st, last)
-			})
-			return
-		}
 		if err != nil {
 			g.e.diskFailed(err)
 			return
@@ -273,29 +281,52 @@ func (g *group) syncEnd(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 	})
 }
 
-// endSyncing takes the mark off for good and tells the primary.
-func (g *group) endSyncing(c *wire.Conn, h wire.Header, st *objstore.Group, last objstore.Number) {
+// endSyncing waits for the disk, takes the mark off for good and tells the primary. Nobody begins another resync meanwhile.
+func (g *group) endSyncing(c *wire.Conn, h wire.Header, st *objstore.Group, m *wire.SyncEnd) {
 	g.mu.Lock()
-	if now := st.Last(); now.LSN > last.LSN {
-		last = now
-	}
-	err := st.EndSyncing(last)
-	if err == nil {
-		g.syncing = false
-	} else {
-		h.Status = statusOf(err)
-		g.e.log.Error("end a resync", "group", g.id, "error", err)
+	ok := g.fence == h.Term && g.syncing && g.st == st && !g.ending
+	g.ending = g.ending || ok
+	var err error
+	if ok {
+		err = st.SetTermStarts(mergeTerms(m.Terms, st.TermStarts()))
 	}
 	g.mu.Unlock()
+	if ok {
+		if err == nil {
+			err = st.EndSyncing(objstore.Number(m.Last))
+		}
+		g.mu.Lock()
+		g.ending = false
+		if err == nil {
+			g.syncing = false
+		}
+		g.mu.Unlock()
+	}
+	switch {
+	case err != nil:
+		h.Status = statusOf(err)
+		g.e.log.Error("end a resync", "group", g.id, "error", err)
+	case !ok:
+		h.Status = wire.StatusOldTerm
+	}
 	c.Send(&h, nil, nil, nil)
 	c.Flush()
 }
 
-// termsUpTo is a primary's history of terms, with what came to us since.
-func termsUpTo(terms []wire.Number, last objstore.Number) []objstore.Number {
-	out := toNumbers(terms)
-	if n := len(out); n == 0 || out[n-1].Term < last.Term {
-		out = append(out, last)
+// mergeTerms is the primary's history of terms and, beyond it, what our own stream began since: both exact, as lastCommon needs them.
+func mergeTerms(theirs []wire.Number, ours []objstore.Number) []objstore.Number {
+	var out []objstore.Number
+	for _, n := range theirs {
+		out = append(out, objstore.Number(n))
+	}
+	newest := uint64(0)
+	if len(out) > 0 {
+		newest = out[len(out)-1].Term
+	}
+	for _, n := range ours {
+		if n.Term > newest {
+			out = append(out, n)
+		}
 	}
 	return out
 }

@@ -157,6 +157,9 @@ func (e *Engine) MapChanged(m *state.Map) {
 	if m.Index <= old.m.Index && old.m.Index != 0 {
 		return
 	}
+	if old.m.Cluster != "" && m.Cluster != old.m.Cluster {
+		e.formatted()
+	}
 	v := &view{m: m, chains: old.chains}
 	dirChanged := !sameVDIs(m.VDIs, old.m.VDIs)
 	if dirChanged {
@@ -167,15 +170,13 @@ func (e *Engine) MapChanged(m *state.Map) {
 	if nodesChanged {
 		e.nodesChanged(m)
 	}
-	before := map[state.GroupID]*state.Group{}
-	if m.Cluster == old.m.Cluster {
-		for _, g := range old.m.Groups {
-			before[g.ID] = g
-		}
-	}
 	var b wire.Batch
-	for _, sg := range m.Groups {
-		if before[sg.ID] != sg {
+	for i, sg := range m.Groups {
+		var was *state.Group
+		if i < len(old.m.Groups) && m.Cluster == old.m.Cluster {
+			was = old.m.Groups[i]
+		}
+		if was != sg {
 			e.group(sg.ID).update(sg, &b)
 		} else if dirChanged {
 			e.group(sg.ID).unpark(&b)
@@ -188,6 +189,21 @@ func (e *Engine) MapChanged(m *state.Map) {
 	close(e.applied)
 	e.applied = make(chan struct{})
 	e.mu.Unlock()
+}
+
+// formatted forgets everything of the cluster before: it was formatted again.
+func (e *Engine) formatted() {
+	var b wire.Batch
+	e.eachGroup(func(g *group) {
+		g.mu.Lock()
+		g.stepDown(&b)
+		g.role, g.fence = idle, 0
+		if g.open() {
+			g.drop()
+		}
+		g.mu.Unlock()
+	})
+	b.End()
 }
 
 func sameVDIs(a, b []*state.VDI) bool {

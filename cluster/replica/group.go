@@ -47,6 +47,7 @@ type group struct {
 	ackTo   *wire.Conn
 	ackTerm uint64
 	syncing bool           // we are being resynced; see copyin.go
+	ending  bool           // the mark of that is being taken off
 	copy    *objstore.Copy // the object that is being copied to us
 	copyKey objstore.Key
 
@@ -228,11 +229,18 @@ func (g *group) giveUp(sg *state.Group) {
 	if !g.open() {
 		return
 	}
+	g.e.log.Info("give up a copy", "group", g.id, "term", sg.Term)
+	g.drop()
+}
+
+// drop deletes our copy. mu is held.
+func (g *group) drop() {
 	g.dropTail()
+	g.dropCopy()
 	if err := g.store.DropGroup(objstore.GroupID(g.id)); err != nil {
-		g.e.log.Error("give up a copy", "group", g.id, "term", sg.Term, "error", err)
+		g.e.log.Error("drop a copy", "group", g.id, "error", err)
 	}
-	g.st, g.store, g.last, g.journaled, g.commit = nil, nil, 0, 0, 0
+	g.st, g.store, g.last, g.journaled, g.commit, g.durable, g.syncing = nil, nil, 0, 0, 0, 0, false
 }
 
 func hasGroup(s *objstore.Store, id objstore.GroupID) bool {

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/sheepdog-go/sheepdog/cluster/wire"
 	"github.com/sheepdog-go/sheepdog/objstore"

@@ -453,7 +453,7 @@ func (r *resync) copyObject(key objstore.Key) error {
 	wireKey(keyMeta[:], key)
 	theirs := map[versionBlock]uint32{}
 	a, err := r.call(wire.KindUnitGet, 0, keyMeta[:], nil)
-	if err != nil && a.status != wire.StatusGone {
+	if err != nil && a.status != wire.StatusGone && a.status != wire.StatusBad { // bad: its tables are lost, all of it is copied
 		return err
 	}
 	if err == nil {

@@ -3,7 +3,6 @@ package replica
 import (
 	"github.com/sheepdog-go/sheepdog/cluster/state"
 	"github.com/sheepdog-go/sheepdog/cluster/wire"
-	"github.com/sheepdog-go/sheepdog/objstore"
 )
 
 // fromPrimary takes what a primary sends to a replica.
@@ -166,7 +165,7 @@ func (g *group) ack(b *wire.Batch) {
 		return
 	}
 	var buf [8 + 20]byte
-	meta := wire.AppendAcks(buf[:0], g.store.Space().Free)
+	meta := wire.AppendAcks(buf[:0], uint64(g.store.Space().Free))
 	pos := wire.GroupPos{Group: uint32(g.id), Term: g.ackTerm, LSN: g.journaled}
 	h := wire.Header{Kind: wire.KindAcks, Group: uint32(g.id), Term: g.ackTerm, From: g.e.self().Inc}
 	g.ackTo.Send(&h, pos.Append(meta), nil, nil)
@@ -219,7 +218,7 @@ func (g *group) position(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 // where describes our copy. mu is held.
 func (g *group) where() *wire.Position {
 	last := g.st.Last()
-	p := &wire.Position{Last: wire.Number(last), Commit: g.commit, Syncing: g.st.Syncing(), Credit: g.store.Space().Free}
+	p := &wire.Position{Last: wire.Number(last), Commit: g.commit, Syncing: g.st.Syncing(), Credit: uint64(g.store.Space().Free)}
 	for _, n := range g.st.TermStarts() {
 		p.Terms = append(p.Terms, wire.Number(n))
 	}
@@ -254,12 +253,4 @@ func endOf(terms []wire.Number, i int, last uint64) uint64 {
 		return terms[i+1].LSN - 1
 	}
 	return last
-}
-
-func toNumbers(list []wire.Number) []objstore.Number {
-	var out []objstore.Number
-	for _, n := range list {
-		out = append(out, objstore.Number(n))
-	}
-	return out
 }
