@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"math"
 	"sync"
 	"sync/atomic"
 )
@@ -10,67 +11,85 @@ import (
 // holds less than half of what is free. So clients that never read their replies can together never take the last
 // byte, and those that work go on.
 type budget struct {
-	free    atomic.Int64
-	waiting atomic.Int32
+	free  atomic.Int64
+	least atomic.Int64 // the least that any of those who wait needs to be free
 
-	mu    sync.Mutex
-	conns map[*Conn]struct{} // those that wait
+	mu      sync.Mutex
+	waiting map[*Conn]int64 // what each needs to be free
 }
 
 // smallCost is always admitted to a connection that holds nothing, so that nobody starves, whatever others hold.
 const smallCost = 64 << 10
 
 func newBudget(total int64) *budget {
-	b := &budget{conns: make(map[*Conn]struct{})}
+	b := &budget{waiting: make(map[*Conn]int64)}
 	b.free.Store(total)
+	b.least.Store(math.MaxInt64)
 	return b
+}
+
+// need is how much must be free for a connection that holds some bytes to get n more.
+func need(held, n int64) int64 {
+	switch {
+	case held == 0 && n <= smallCost:
+		return math.MinInt64
+	case held == 0:
+		return n
+	}
+	return 2 * (held + n)
 }
 
 // take tries to get n bytes for a connection that holds some already.
 func (b *budget) take(held, n int64) bool {
-	if held == 0 && n <= smallCost {
-		b.free.Add(-n)
-		return true
+	if b.free.Load() < need(held, n) {
+		return false
 	}
-	free := b.free.Load()
-	if held == 0 && n <= free || held+n <= free/2 {
-		b.free.Add(-n) // a race may take a little more than is free, once for each connection
-		return true
-	}
-	return false
+	b.free.Add(-n) // a race may take a little more than is free, once for each connection
+	return true
 }
 
+// give returns n bytes, and wakes those for whom there is enough now. It wakes nobody in vain: with a hundred who wait, that would
+// cost more than the requests.
 func (b *budget) give(n int64) {
 	if n == 0 {
 		return
 	}
-	b.free.Add(n)
-	if b.waiting.Load() > 0 {
-		b.wakeAll()
+	if free := b.free.Add(n); free >= b.least.Load() {
+		b.wake(free)
 	}
 }
 
-// await has c woken at the next give. The caller tries take once more after this and before it sleeps.
-func (b *budget) await(c *Conn) {
+func (b *budget) wake(free int64) {
 	b.mu.Lock()
-	b.conns[c] = struct{}{}
-	b.waiting.Store(int32(len(b.conns)))
+	for c, need := range b.waiting {
+		if need <= free {
+			delete(b.waiting, c)
+			c.wakeReader()
+		}
+	}
+	b.update()
+	b.mu.Unlock()
+}
+
+// await has c woken as soon as it can have n bytes. The caller tries take once more after this and before it sleeps.
+func (b *budget) await(c *Conn, held, n int64) {
+	b.mu.Lock()
+	b.waiting[c] = need(held, n)
+	b.update()
 	b.mu.Unlock()
 }
 
 func (b *budget) forget(c *Conn) {
 	b.mu.Lock()
-	delete(b.conns, c)
-	b.waiting.Store(int32(len(b.conns)))
+	delete(b.waiting, c)
+	b.update()
 	b.mu.Unlock()
 }
 
-func (b *budget) wakeAll() {
-	b.mu.Lock()
-	for c := range b.conns {
-		c.wakeReader()
+func (b *budget) update() {
+	least := int64(math.MaxInt64)
+	for _, need := range b.waiting {
+		least = min(least, need)
 	}
-	clear(b.conns)
-	b.waiting.Store(0)
-	b.mu.Unlock()
+	b.least.Store(least)
 }

@@ -88,3 +88,21 @@ func (d *fakeDevice) Close() error {
 func allCan(size uint64) ExportInfo {
 	return ExportInfo{Name: "x", Size: size, CanTrim: true, CanZero: true, CanFastZero: true, CanCache: true, BlockStatus: true, MultiConn: true}
 }
+
+// box hands an error from a test to a device.
+type box struct {
+	mu  sync.Mutex
+	err error
+}
+
+func (b *box) set(err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.err = err
+}
+
+func (b *box) get() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.err
+}

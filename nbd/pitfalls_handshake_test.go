@@ -380,8 +380,8 @@ func TestPitfall18And19AccessIsDeniedByDefaultAndEverywhere(t *testing.T) {
 }
 
 func TestBackendErrorsBecomeOptionErrors(t *testing.T) {
-	var fail error
-	b := &fakeBackend{info: allCan(1 << 20), open: func(context.Context) error { return fail }}
+	var fail box
+	b := &fakeBackend{info: allCan(1 << 20), open: func(context.Context) error { return fail.get() }}
 	r := newRig(t, b)
 	w := r.dial(t)
 	w.greet(fixed)
@@ -395,14 +395,14 @@ func TestBackendErrorsBecomeOptionErrors(t *testing.T) {
 		{errors.New("no leader"), repErrPlatform},
 		{syscall.ESHUTDOWN, repErrShutdown},
 	} {
-		fail = c.err
+		fail.set(c.err)
 		list := w.option(optGo, infoData("x"))
 		w.wants(list, c.want)
 		if c.want == repErrPolicy && c.err.Error() != string(list[len(list)-1].data) {
 			t.Errorf("the client is told %q instead of %q", list[len(list)-1].data, c.err)
 		}
 	}
-	fail = nil
+	fail.set(nil)
 	w.wants(w.option(optGo, infoData("x")), repAck) // after all those failures the server has room still
 }
 

@@ -283,8 +283,8 @@ func TestPitfall35OverlappingWritersLoseNothing(t *testing.T) {
 }
 
 func TestPitfall37And40ErrorsAreAnsweredAndTheConnectionStays(t *testing.T) {
-	var fail error
-	b := &fakeBackend{info: allCan(1 << 20), submit: func(r *Request) { clear(r.Data); r.Queue(fail) }}
+	var fail box
+	b := &fakeBackend{info: allCan(1 << 20), submit: func(r *Request) { clear(r.Data); r.Queue(fail.get()) }}
 	r := newRig(t, b)
 	s, x, e := r.ready(t, "x", simpleReplies), r.ready(t, "x", structuredReplies, BaseAllocation), r.ready(t, "x", extendedReplies)
 	for _, c := range []struct {
@@ -296,7 +296,7 @@ func TestPitfall37And40ErrorsAreAnsweredAndTheConnectionStays(t *testing.T) {
 		{syscall.ENOMEM, codeENOMEM}, {syscall.EOVERFLOW, codeEOVERFLOW}, {syscall.ESHUTDOWN, codeESHUTDOWN}, {errors.ErrUnsupported, codeEINVAL},
 		{&fs.PathError{Op: "write", Path: "obj", Err: syscall.ENOSPC}, codeENOSPC}, {context.DeadlineExceeded, codeEIO}, {nil, 0},
 	} {
-		fail = c.err
+		fail.set(c.err)
 		s.send(request(cmdRead, 0, 1, 0, 512))
 		if code := s.simple(1); code != c.code {
 			t.Errorf("%v becomes %d", c.err, code)
@@ -317,7 +317,7 @@ func TestPitfall37And40ErrorsAreAnsweredAndTheConnectionStays(t *testing.T) {
 			t.Errorf("%v becomes chunk %+v", c.err, k)
 		}
 	}
-	fail = errors.ErrUnsupported
+	fail.set(errors.ErrUnsupported)
 	if code := s.ask(cmdWriteZeroes, cmdFlagFastZero, 0, 512); code != codeENOTSUP {
 		t.Errorf("a fast zero that is not fast: %d", code)
 	}
@@ -529,6 +529,7 @@ func TestMinimumBlock(t *testing.T) {
 func TestPitfall43RepliesNeverMix(t *testing.T) {
 	// Answers come from many goroutines, in any order, by Done and by Queue; every reply must arrive once and whole.
 	work := make(chan *Request, 4096)
+	t.Cleanup(func() { close(work) }) // when the rig is gone
 	b := &fakeBackend{info: allCan(1 << 30), submit: func(r *Request) { work <- r }}
 	r := newRig(t, b)
 	for range 4 {
@@ -545,7 +546,6 @@ func TestPitfall43RepliesNeverMix(t *testing.T) {
 			}
 		}()
 	}
-	defer close(work)
 	var wg sync.WaitGroup
 	for range 3 {
 		w := r.ready(t, "x", simpleReplies)

@@ -237,8 +237,10 @@ func (c *Conn) admit(r *Request, cost int64) error {
 		if c.dead != nil {
 			return true
 		}
-		c.srv.budget.await(c)
-		ok = c.tryAdmitLocked(cost)
+		if c.roomFor(cost) {
+			c.srv.budget.await(c, c.held, cost)
+			ok = c.tryAdmitLocked(cost)
+		}
 		return ok
 	})
 	if !ok {
@@ -257,15 +259,17 @@ func (c *Conn) tryAdmit(cost int64) bool {
 }
 
 func (c *Conn) tryAdmitLocked(cost int64) bool {
-	if c.held > 0 && (c.held+cost > c.srv.cfg.MaxConnBytes || c.inFlight >= c.srv.cfg.MaxRequests) {
-		return false
-	}
-	if !c.srv.budget.take(c.held, cost) {
+	if !c.roomFor(cost) || !c.srv.budget.take(c.held, cost) {
 		return false
 	}
 	c.held += cost
 	c.inFlight++
 	return true
+}
+
+// roomFor tells whether the connection's own bounds allow a request. One request always is. Under mu.
+func (c *Conn) roomFor(cost int64) bool {
+	return c.held == 0 || c.held+cost <= c.srv.cfg.MaxConnBytes && c.inFlight < c.srv.cfg.MaxRequests
 }
 
 // release undoes admit for a request that never began.
