@@ -55,8 +55,8 @@ var rooms = []struct {
 	{"github.com/vbauerster/mpb", []string{"cmd"}},
 	{"github.com/prometheus/client_golang", []string{"cluster/admin"}},
 	{"github.com/hashicorp/memberlist", []string{"cluster/gossip"}},
-	{"github.com/hashicorp/raft", []string{"cluster/consensus", "cluster/lead"}},
-	{"github.com/pkg/xattr", []string{"objstore"}},
+	{"github.com/hashicorp/raft", []string{"cluster/consensus"}},
+	{"github.com/pkg/xattr", []string{"objstore", "cluster/node"}}, // a node asks early whether its file system has them
 	{"github.com/pojntfx/go-nbd", []string{"nbd", "tests"}},
 }
 

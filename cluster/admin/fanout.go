@@ -145,19 +145,37 @@ func (s *Server) postCheck(w http.ResponseWriter, r *http.Request) {
 		s.checkSelf(r.Context(), event)
 		return
 	}
+	s.checkAll(r.Context(), event)
+}
+
+// checkAll has every node check its primaries. Groups that nobody checked, because no primary serves them now, are an error.
+func (s *Server) checkAll(ctx context.Context, event func(CheckEvent)) {
 	self := s.node.ID()
-	nodes := nodesOf(s.node.Map())
-	each(nodes, func(_ int, n *Node) {
+	m := s.node.Map()
+	nodes := nodesOf(m)
+	checked := make([]int, len(nodes))
+	each(nodes, func(i int, n *Node) {
+		counted := func(e CheckEvent) {
+			checked[i] = max(checked[i], e.Groups)
+			event(e)
+		}
 		switch {
 		case n.ID == self:
-			s.checkSelf(r.Context(), event)
+			s.checkSelf(ctx, counted)
 		case n.Primaries == 0:
 		default:
-			if err := s.peer(n.addr()).Check(r.Context(), true, event); err != nil {
+			if err := s.peer(n.addr()).Check(ctx, true, counted); err != nil {
 				event(CheckEvent{Node: n.ID, Error: fmt.Sprintf("check the groups of %s: %v", n.addr(), err), End: true})
 			}
 		}
 	})
+	sum := 0
+	for _, c := range checked {
+		sum += c
+	}
+	if sum < len(m.Groups) {
+		event(CheckEvent{Node: self, Error: fmt.Sprintf("%d of %d groups were not checked: no primary serves them now", len(m.Groups)-sum, len(m.Groups)), End: true})
+	}
 }
 
 func (s *Server) checkSelf(ctx context.Context, event func(CheckEvent)) {

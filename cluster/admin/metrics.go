@@ -26,7 +26,7 @@ var (
 	descResyncs   = prometheus.NewDesc("sheepdog_resync_groups", "Groups that this node, as primary, is bringing up to date on others.", nil, nil)
 	descResyncObj = prometheus.NewDesc("sheepdog_resync_objects", "Objects of these groups, looked at and in all.", []string{"what"}, nil)
 	descResyncBps = prometheus.NewDesc("sheepdog_resync_bytes_per_second", "Speed of these copies at present.", nil, nil)
-	descCounter   = prometheus.NewDesc("sheepdog_counter_total", "Counters of engine, store, client and NBD server by name.", []string{"name"}, nil)
+	descCounter   = prometheus.NewDesc("sheepdog_stat", "What engine, store and client count, by name; most only rise.", []string{"name"}, nil)
 )
 
 func (c collector) Describe(ch chan<- *prometheus.Desc) {
@@ -72,7 +72,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descResyncObj, float64(p.Total), "total")
 	gauge(descResyncBps, float64(p.PerSec))
 	for name, v := range self.Counters {
-		ch <- prometheus.MustNewConstMetric(descCounter, prometheus.CounterValue, float64(v), name)
+		ch <- prometheus.MustNewConstMetric(descCounter, prometheus.UntypedValue, float64(v), name)
 	}
 }
 

@@ -254,7 +254,7 @@ func TestMetrics(t *testing.T) {
 	}
 	defer resp.Body.Close()
 	b, _ := io.ReadAll(resp.Body)
-	for _, want := range []string{`sheepdog_groups{state="degraded"} 64`, "sheepdog_lease 1", "sheepdog_raft_leader 1", `sheepdog_counter_total{name="reads"} 1`,
+	for _, want := range []string{`sheepdog_groups{state="degraded"} 64`, "sheepdog_lease 1", "sheepdog_raft_leader 1", `sheepdog_stat{name="reads"} 1`,
 		`sheepdog_disk_bytes{disk="/disk0",kind="used"}`, "go_goroutines",
 		`sheepdog_nbd_request_seconds_bucket{op="read",le="6.4e-05"} 0`, `sheepdog_nbd_request_seconds_bucket{op="read",le="0.000128"} 1`,
 		`sheepdog_nbd_bytes_total{op="read"} 4096`} {

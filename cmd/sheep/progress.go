@@ -20,7 +20,8 @@ type progress struct {
 	pool  *mpb.Progress
 	bar   *mpb.Bar
 	last  time.Time
-	shown bool
+
+	silent bool
 }
 
 // newProgress begins; bytes says that the numbers are bytes.
@@ -34,6 +35,9 @@ func (s *shell) newProgress(what string, bytes bool) *progress {
 
 // set says how far it is.
 func (p *progress) set(done, total int64) {
+	if p.silent {
+		return
+	}
 	if p.pool != nil {
 		if p.bar == nil {
 			p.bar = p.pool.AddBar(total, p.decorators()...)
@@ -45,7 +49,7 @@ func (p *progress) set(done, total int64) {
 	if time.Since(p.last) < plainEvery {
 		return
 	}
-	p.last, p.shown = time.Now(), true
+	p.last = time.Now()
 	percent := 0.0
 	if total > 0 {
 		percent = 100 * float64(done) / float64(total)

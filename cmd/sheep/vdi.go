@@ -34,6 +34,8 @@ func (s *shell) vdiCommand() *cli.Command {
 			&cli.StringFlag{Name: "snapshot", Aliases: []string{"s"}, Usage: "the snapshot's `TAG`; without one it has its number alone"}, verboseFlag)},
 		{Name: "clone", Usage: "make a VDI that begins as a snapshot", ArgsUsage: "NAME NEW", Flags: withAsk(snapshotFlag, verboseFlag), Action: s.vdiClone},
 		{Name: "resize", Usage: "make a VDI larger", ArgsUsage: "NAME SIZE", Flags: withAsk(), Action: s.vdiResize},
+		{Name: "read", Usage: "write the VDI's bytes to stdout", ArgsUsage: "NAME [OFFSET [LENGTH]]", Flags: withAsk(snapshotFlag), Action: s.vdiRead},
+		{Name: "write", Usage: "write stdin to the VDI", ArgsUsage: "NAME [OFFSET [LENGTH]]", Flags: withAsk(), Action: s.vdiWrite},
 		{Name: "object", Usage: "where a VDI's objects are", ArgsUsage: "NAME", Action: s.vdiObject, Flags: withAsk(snapshotFlag,
 			&cli.Int64Flag{Name: "index", Aliases: []string{"i"}, Value: -1, Usage: "only the object with this `INDEX`"})},
 		{Name: "lock", Usage: "who has VDIs open for writing", Subcommands: []*cli.Command{

@@ -1,0 +1,166 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"os/signal"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/sheepdog-go/sheepdog/cmd/sheep/args"
+	"github.com/sheepdog-go/sheepdog/vdi"
+)
+
+const (
+	defaultNodePort = "7000"
+	defaultNBDPort  = 10809
+)
+
+// Exit codes, as `sheep` has them.
+const (
+	exitFailed  = 1
+	exitSystem  = 2
+	exitMissing = 5
+	exitUsage   = 64
+)
+
+// options is what the command line asks for.
+type options struct {
+	nodes    []string // host:port of nodes to learn the map from
+	socket   string   // unix socket, or "" for TCP
+	bind     string   // host:port
+	stay     bool
+	readOnly bool
+	export   string // name it is exported by; "": its own
+	clients  int    // most at a time; 0: any number
+	fork     bool
+	pidFile  string
+	target   string // NAME[:SNAP]
+	connect  time.Duration
+	level    string
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	code := run(ctx, os.Args, os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+func run(ctx context.Context, line []string, out, errs io.Writer) int {
+	app := newApp(out, errs)
+	err := app.RunContext(ctx, args.Reorder(app, line))
+	if err != nil {
+		fmt.Fprintln(errs, "sheep-nbd: "+strings.Join(strings.Fields(err.Error()), " "))
+	}
+	return exitCode(err)
+}
+
+// usageError is a command line that makes no sense.
+type usageError struct{ error }
+
+// connectError is a cluster that cannot be reached.
+type connectError struct{ error }
+
+func (e connectError) Unwrap() error { return e.error }
+
+func exitCode(err error) int {
+	var usage usageError
+	var connect connectError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &usage):
+		return exitUsage
+	case errors.As(err, &connect):
+		return exitSystem
+	case errors.Is(err, fs.ErrNotExist):
+		return exitMissing
+	}
+	return exitFailed
+}
+
+func newApp(out, errs io.Writer) *cli.App {
+	return &cli.App{
+		Name: "sheep-nbd", HelpName: "sheep-nbd", Usage: "serve one VDI of a Sheepdog cluster over NBD", ArgsUsage: "NAME[:SNAP]", HideVersion: true,
+		Writer: out, ErrWriter: errs, HideHelpCommand: true, EnableBashCompletion: true, ExitErrHandler: func(*cli.Context, error) {},
+		OnUsageError: func(_ *cli.Context, err error, _ bool) error {
+			return usageError{fmt.Errorf("%w; see sheep-nbd --help", err)}
+		},
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "address", Aliases: []string{"a"}, EnvVars: []string{"SHEEP_ADDRESS"}, Value: "127.0.0.1",
+				Usage: "nodes to learn the cluster from: `HOST[:PORT],...`; any one that answers will do"},
+			&cli.StringFlag{Name: "socket", Aliases: []string{"k"}, Usage: "listen on the unix socket `PATH`"},
+			&cli.StringFlag{Name: "bind", Aliases: []string{"b"}, Value: "127.0.0.1", Usage: "listen on `HOST`"},
+			&cli.IntFlag{Name: "port", Aliases: []string{"p"}, Value: defaultNBDPort, Usage: "listen on `PORT`"},
+			&cli.BoolFlag{Name: "persistent", Aliases: []string{"t"}, Usage: "stay after the last client has left"},
+			&cli.BoolFlag{Name: "read-only", Aliases: []string{"r"}, Usage: "serve it read-only; then it may be open elsewhere"},
+			&cli.StringFlag{Name: "export-name", Aliases: []string{"x"}, Usage: "export it as `NAME`"},
+			&cli.IntFlag{Name: "shared", Aliases: []string{"e"}, Usage: "serve at most `NUM` connections at a time (default: any number)"},
+			&cli.BoolFlag{Name: "fork", Usage: "return once clients can connect, and go on in the background"},
+			&cli.StringFlag{Name: "pid-file", Usage: "write the process id to `FILE`"},
+			&cli.DurationFlag{Name: "connect-timeout", Value: 30 * time.Second, Usage: "how long to look for the cluster at the start"},
+			&cli.StringFlag{Name: "log-level", Value: "warn", Usage: "debug, info, warn or error"},
+		},
+		Action: func(c *cli.Context) error {
+			o, err := parse(c)
+			if err != nil {
+				return err
+			}
+			if o.fork && !forked() {
+				return forkAndWait(c.Context)
+			}
+			return serve(c.Context, o)
+		},
+	}
+}
+
+// parse checks the flags.
+func parse(c *cli.Context) (*options, error) {
+	o := &options{socket: c.String("socket"), stay: c.Bool("persistent"), readOnly: c.Bool("read-only"), export: c.String("export-name"),
+		clients: c.Int("shared"), fork: c.Bool("fork"), pidFile: c.String("pid-file"), connect: c.Duration("connect-timeout"), level: c.String("log-level")}
+	usage := func(format string, v ...any) (*options, error) { return nil, usageError{fmt.Errorf(format, v...)} }
+	if c.NArg() != 1 {
+		return usage("say which VDI to serve: sheep-nbd [flags] NAME[:SNAP]; see sheep-nbd --help")
+	}
+	o.target = c.Args().First()
+	if name, snap := vdi.SplitName(o.target); name == "" || strings.Contains(o.target, ":") && snap == "" {
+		return usage("'%s' is no NAME or NAME:SNAP", o.target)
+	}
+	port := c.Int("port")
+	switch {
+	case port < 1 || port > 65535:
+		return usage("invalid port %d: use 1 to 65535", port)
+	case o.clients < 0 || c.IsSet("shared") && o.clients == 0:
+		return usage("invalid number of clients %d: use at least 1", o.clients)
+	case o.socket != "" && (c.IsSet("bind") || c.IsSet("port")):
+		return usage("use either -k PATH or -b HOST -p PORT")
+	case c.IsSet("socket") && o.socket == "":
+		return usage("the socket's path is empty")
+	case o.connect <= 0:
+		return usage("invalid --connect-timeout %v", o.connect)
+	}
+	o.bind = net.JoinHostPort(c.String("bind"), strconv.Itoa(port))
+	for node := range strings.SplitSeq(c.String("address"), ",") {
+		if node = strings.TrimSpace(node); node == "" {
+			continue
+		}
+		if _, _, err := net.SplitHostPort(node); err != nil {
+			node = net.JoinHostPort(strings.Trim(node, "[]"), defaultNodePort)
+		}
+		o.nodes = append(o.nodes, node)
+	}
+	if len(o.nodes) == 0 {
+		return usage("-a names no node")
+	}
+	return o, nil
+}

@@ -1,0 +1,114 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/sheepdog-go/sheepdog/cmd/sheep/args"
+	"github.com/sheepdog-go/sheepdog/nbd"
+)
+
+// parseLine runs the command line up to its options.
+func parseLine(t *testing.T, line string) (*options, error) {
+	t.Helper()
+	var got *options
+	app := newApp(new(bytes.Buffer), new(bytes.Buffer))
+	app.Action = func(c *cli.Context) (err error) {
+		got, err = parse(c)
+		return err
+	}
+	words := append([]string{"sheep-nbd"}, strings.Fields(line)...)
+	return got, app.Run(args.Reorder(app, words))
+}
+
+func TestParse(t *testing.T) {
+	t.Setenv("SHEEP_ADDRESS", "")
+	o, err := parseLine(t, "-t -k /run/a.sock -a 10.0.0.1,10.0.0.2:7001 disk:monday -x other -e 3 -r")
+	if err != nil || o.target != "disk:monday" || o.socket != "/run/a.sock" || !o.stay || !o.readOnly || o.export != "other" || o.clients != 3 ||
+		!slices.Equal(o.nodes, []string{"10.0.0.1:7000", "10.0.0.2:7001"}) {
+		t.Errorf("%+v, %v", o, err)
+	}
+	o, err = parseLine(t, "disk")
+	if err != nil || o.bind != "127.0.0.1:10809" || o.socket != "" || o.stay || !slices.Equal(o.nodes, []string{"127.0.0.1:7000"}) {
+		t.Errorf("%+v, %v", o, err)
+	}
+	if o, err = parseLine(t, "-b :: -p 1234 disk"); err != nil || o.bind != "[::]:1234" {
+		t.Errorf("%+v, %v", o, err)
+	}
+}
+
+func TestBadUsage(t *testing.T) {
+	for _, line := range []string{"", "a b", ":s", "a:", "-p 0 a", "-p 70000 a", "-p x a", "-e 0 a", "-e -1 a", "-k s -p 1 a", "-a , a", "--nonesuch a",
+		"--connect-timeout -1s a"} {
+		var errs bytes.Buffer
+		if code := run(context.Background(), append([]string{"sheep-nbd"}, strings.Fields(line)...), new(bytes.Buffer), &errs); code != exitUsage {
+			t.Errorf("sheep-nbd %s: exit code %d, want %d", line, code, exitUsage)
+		}
+		if n := strings.Count(errs.String(), "\n"); n != 1 {
+			t.Errorf("sheep-nbd %s: %d lines on stderr: %s", line, n, &errs)
+		}
+	}
+}
+
+func TestNoCluster(t *testing.T) {
+	var errs bytes.Buffer
+	code := run(context.Background(), []string{"sheep-nbd", "-a", "127.0.0.1:1", "-k", t.TempDir() + "/s", "--connect-timeout", "300ms", "disk"}, new(bytes.Buffer), &errs)
+	if code != exitSystem || !strings.Contains(errs.String(), "127.0.0.1:1") || strings.Count(errs.String(), "\n") != 1 {
+		t.Errorf("exit code %d: %s", code, &errs)
+	}
+}
+
+// TestCounted: no more clients than -e says, and the last one's leaving is told.
+func TestCounted(t *testing.T) {
+	mem := nbd.NewMemBackend()
+	mem.Add(nbd.ExportInfo{Name: "disk", Size: 1 << 20, MultiConn: true})
+	c := newCounted(mem, 2)
+	ctx := context.Background()
+	a, info, err := c.Open(ctx, "disk")
+	if err != nil || !info.MultiConn {
+		t.Fatal(info, err)
+	}
+	b, _, err := c.Open(ctx, "disk")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := c.Open(ctx, "disk"); err == nil {
+		t.Error("a third client was let in")
+	}
+	if _, _, err := c.Open(ctx, "nonesuch"); err == nil {
+		t.Error("a disk that is not there was opened")
+	}
+	a.Close()
+	select {
+	case <-c.left:
+		t.Error("told before the last one left")
+	default:
+	}
+	b.Close()
+	select {
+	case <-c.left:
+	default:
+		t.Error("not told that the last one left")
+	}
+	if _, _, err := newCounted(mem, 1).Open(ctx, "disk"); err != nil {
+		t.Error(err)
+	}
+	if info, err := newCounted(mem, 1).Info(ctx, "disk"); err != nil || info.MultiConn {
+		t.Error("one client at a time, yet several connections are said to make sense", err)
+	}
+}
+
+func TestExitCodes(t *testing.T) {
+	if got := exitCode(connectError{errors.New("x")}); got != exitSystem {
+		t.Error(got)
+	}
+	if got := exitCode(errors.New("x")); got != exitFailed {
+		t.Error(got)
+	}
+}

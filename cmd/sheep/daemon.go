@@ -1,0 +1,151 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+)
+
+const (
+	defaultDir        = "/var/lib/sheepdog"
+	defaultGossipPort = 7946
+	defaultNBD        = "127.0.0.1:10809"
+	off               = "off"
+
+	// stopTimeout bounds a clean stop: handing primaries over, answering clients, a last checkpoint.
+	stopTimeout = 30 * time.Second
+)
+
+func (s *shell) daemonCommand() *cli.Command {
+	return &cli.Command{Name: "daemon", Usage: "run a node", ArgsUsage: "[DIR[,DIR...]]", Action: s.daemon, Flags: append([]cli.Flag{
+		&cli.StringFlag{Name: "listen", Value: "127.0.0.1:7000", Usage: "`HOST:PORT` for nodes and for administration"},
+		&cli.StringFlag{Name: "advertise", Usage: "the `HOST` that others shall use (default: that of --listen)"},
+		&cli.IntFlag{Name: "gossip-port", Value: defaultGossipPort, Usage: "TCP and UDP `PORT` on the same host by which nodes find each other"},
+		&cli.StringFlag{Name: "join", Usage: "any nodes of the cluster: `HOST[:PORT],...`; the port is their gossip port"},
+		&cli.StringFlag{Name: "nbd", Value: defaultNBD, Usage: "`HOST:PORT` for NBD clients, or off"},
+		&cli.StringFlag{Name: "nbd-socket", Usage: "unix socket `PATH` for NBD clients, or off (default: DIR/nbd.sock)"},
+		&cli.StringFlag{Name: "zone", Usage: "`NAME` of what fails together, a rack or a room: copies go to different zones (default: each node is one)"},
+		&cli.IntFlag{Name: "vnodes", Value: 64, Usage: "weight: its share of the data; 0: a gateway, which votes and exports and stores nothing"},
+	}, logFlags("info")...)}
+}
+
+// nodeOptions is what the command line says of a node.
+type nodeOptions struct {
+	dirs       []string // one per disk; the first is the node's own
+	listen     string   // host:port
+	advertise  string   // host
+	gossipPort int
+	join       []string
+	nbd        string // host:port; "": off
+	nbdSocket  string // path; "": off
+	zone       string
+	vnodes     int
+	small      bool // one of several in a process, on a laptop: little memory, small journals
+}
+
+// daemonOptions checks the flags.
+func daemonOptions(c *cli.Context) (*nodeOptions, error) {
+	if err := arguments(c, "[DIR[,DIR...]]"); err != nil {
+		return nil, err
+	}
+	o := &nodeOptions{advertise: c.String("advertise"), gossipPort: c.Int("gossip-port"), zone: c.String("zone"), vnodes: c.Int("vnodes")}
+	dirs := defaultDir
+	if c.NArg() == 1 {
+		dirs = c.Args().First()
+	}
+	for dir := range strings.SplitSeq(dirs, ",") {
+		if dir == "" {
+			return nil, usagef("sheep daemon: a directory's name is empty")
+		}
+		o.dirs = append(o.dirs, dir)
+	}
+	var err error
+	if o.listen, err = listenAddress(c.String("listen"), strconv.Itoa(defaultPort)); err != nil {
+		return nil, err
+	}
+	host, _, _ := net.SplitHostPort(o.listen)
+	if ip := net.ParseIP(host); o.advertise == "" && (host == "" || ip != nil && ip.IsUnspecified()) {
+		return nil, usagef("sheep daemon: --listen %s is every address of this machine: say with --advertise by which one others shall find it", o.listen)
+	}
+	if o.gossipPort < 1 || o.gossipPort > 65535 {
+		return nil, usagef("Invalid --gossip-port %d: use 1 to 65535", o.gossipPort)
+	}
+	if o.vnodes < 0 || o.vnodes > 1<<16 {
+		return nil, usagef("Invalid --vnodes %d: use 0 to 65536", o.vnodes)
+	}
+	for word := range strings.SplitSeq(c.String("join"), ",") {
+		if word = strings.TrimSpace(word); word != "" {
+			o.join = append(o.join, word)
+		}
+	}
+	if nbd := c.String("nbd"); nbd != off {
+		if o.nbd, err = listenAddress(nbd, "10809"); err != nil {
+			return nil, err
+		}
+	}
+	switch socket := c.String("nbd-socket"); socket {
+	case off:
+	case "":
+		o.nbdSocket = filepath.Join(o.dirs[0], "nbd.sock")
+	default:
+		o.nbdSocket = socket
+	}
+	return o, nil
+}
+
+// listenAddress completes HOST to HOST:PORT.
+func listenAddress(text, port string) (string, error) {
+	host, p, err := net.SplitHostPort(text)
+	if err != nil {
+		host, p = strings.Trim(text, "[]"), port
+	}
+	n, err := strconv.Atoi(p)
+	if err != nil || n < 1 || n > 65535 || strings.ContainsAny(host, " /") {
+		return "", usagef("Invalid address '%s': use HOST:PORT", text)
+	}
+	return net.JoinHostPort(host, p), nil
+}
+
+// daemon runs a node until it is told to stop.
+func (s *shell) daemon(c *cli.Context) error {
+	o, err := daemonOptions(c)
+	if err != nil {
+		return err
+	}
+	log, err := logger(c, s.err)
+	if err != nil {
+		return err
+	}
+	n, err := startNode(c.Context, o, log)
+	if err != nil {
+		return &coded{exitFailed, fmt.Sprintf("Failed to start the node: %v", err)}
+	}
+	notifySystemd("READY=1")
+	why := n.wait(c.Context)
+	notifySystemd("STOPPING=1")
+	go exitOnSecondSignal()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.Context), stopTimeout)
+	defer cancel()
+	stopped := n.stop(ctx)
+	if why != nil {
+		return &coded{exitFailed, fmt.Sprintf("The node stopped: %v", why)}
+	}
+	if stopped != nil {
+		return &coded{exitFailed, fmt.Sprintf("Failed to stop the node cleanly: %v", stopped)}
+	}
+	return nil
+}
+
+// exitOnSecondSignal lets somebody who says it twice have it at once.
+func exitOnSecondSignal() {
+	<-secondSignal()
+	fmt.Fprintln(os.Stderr, "stopped without waiting")
+	os.Exit(exitFailed)
+}

@@ -1,0 +1,141 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sheepdog-go/sheepdog/cluster/admin"
+	"github.com/sheepdog-go/sheepdog/cluster/client"
+	"github.com/sheepdog-go/sheepdog/cluster/node"
+	"github.com/sheepdog-go/sheepdog/cluster/state"
+	"github.com/sheepdog-go/sheepdog/nbd"
+	"github.com/sheepdog-go/sheepdog/vdi"
+)
+
+// gateway is a node's NBD backend. NBD clients may connect before the node belongs to a cluster: they find no exports then. Once the node
+// has its number in the map, a cluster client of it serves them.
+type gateway struct {
+	node    *node.Node
+	options *nodeOptions
+	log     *slog.Logger
+	ready   atomic.Pointer[served]
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+}
+
+// served is what there is once the node is part of a cluster.
+type served struct {
+	client  *client.Client
+	backend *vdi.Backend
+}
+
+func newGateway(n *node.Node, o *nodeOptions, log *slog.Logger) *gateway {
+	g := &gateway{node: n, options: o, log: log}
+	g.ctx, g.cancel = context.WithCancel(context.Background())
+	g.wg.Go(g.open)
+	return g
+}
+
+// open waits until the node has a number, then makes the client.
+func (g *gateway) open() {
+	sub := g.node.Subscribe()
+	defer sub.Cancel()
+	again := time.NewTicker(50 * time.Millisecond) // the number comes a moment after the map that holds it
+	defer again.Stop()
+	for g.node.Self().Node == state.NoNode {
+		select {
+		case <-sub.C:
+		case <-again.C:
+		case <-g.ctx.Done():
+			return
+		}
+	}
+	cfg := client.Config{Maps: nodeMaps{g.node}, Net: g.node.Net(), Propose: g.node.Propose, Local: g.node.Engine(), LocalNode: g.node.Self().Node,
+		Owner: g.node.Addr(), Logger: g.log}
+	if g.options.small {
+		cfg.RetainBytesMax = 16 << 20
+	}
+	c, err := client.New(cfg)
+	if err != nil {
+		g.log.Error("NBD clients cannot be served", "err", err)
+		return
+	}
+	g.ready.Store(&served{c, vdi.NewBackend(c, vdi.BackendOptions{})})
+}
+
+func (g *gateway) close() {
+	g.cancel()
+	g.wg.Wait()
+	if s := g.ready.Load(); s != nil {
+		s.client.Close()
+	}
+}
+
+// List implements nbd.Backend.
+func (g *gateway) List(ctx context.Context) ([]nbd.ExportInfo, error) {
+	if s := g.ready.Load(); s != nil {
+		return s.backend.List(ctx)
+	}
+	return nil, nil
+}
+
+// Info implements nbd.Backend.
+func (g *gateway) Info(ctx context.Context, name string) (nbd.ExportInfo, error) {
+	s, err := g.formatted(name)
+	if err != nil {
+		return nbd.ExportInfo{}, err
+	}
+	return s.backend.Info(ctx, name)
+}
+
+// Open implements nbd.Backend.
+func (g *gateway) Open(ctx context.Context, name string) (nbd.Device, nbd.ExportInfo, error) {
+	s, err := g.formatted(name)
+	if err != nil {
+		return nil, nbd.ExportInfo{}, err
+	}
+	return s.backend.Open(ctx, name)
+}
+
+func (g *gateway) formatted(name string) (*served, error) {
+	if s := g.ready.Load(); s != nil && g.node.Map().Formatted() {
+		return s, nil
+	}
+	return nil, fmt.Errorf("open %s: %w", name, state.ErrUnformatted)
+}
+
+// nodeMaps lets a cluster client follow the node's own map.
+type nodeMaps struct{ *node.Node }
+
+func (m nodeMaps) Subscribe() (<-chan struct{}, func()) {
+	sub := m.Node.Subscribe()
+	return sub.C, sub.Cancel
+}
+
+// requestCounters count NBD requests by kind; nil where there is no such kind.
+type requestCounters []*admin.Latency
+
+func newRequestCounters() requestCounters {
+	c := make(requestCounters, 16)
+	for _, op := range []nbd.Op{nbd.OpRead, nbd.OpWrite, nbd.OpFlush, nbd.OpTrim, nbd.OpWriteZeroes, nbd.OpCache, nbd.OpBlockStatus} {
+		c[op] = admin.NewLatency(op.String())
+	}
+	return c
+}
+
+func (c requestCounters) all() []*admin.Latency {
+	return slices.DeleteFunc(slices.Clone(c), func(l *admin.Latency) bool { return l == nil })
+}
+
+func (c requestCounters) observe(op nbd.Op, length uint64, took time.Duration, code uint32) {
+	if int(op) < len(c) && c[op] != nil {
+		c[op].Observe(length, took, code != 0)
+	}
+}

@@ -1,0 +1,90 @@
+package main
+
+import (
+	"context"
+	"os"
+	"runtime"
+
+	"github.com/sheepdog-go/sheepdog/cluster/admin"
+	"github.com/sheepdog-go/sheepdog/cluster/replica"
+	"github.com/sheepdog-go/sheepdog/cluster/state"
+	"github.com/sheepdog-go/sheepdog/objstore"
+)
+
+// localNode is a running node as the admin API wants to see it (admin.LocalNode).
+type localNode struct{ n *runningNode }
+
+func (l *localNode) ID() state.NodeID { return l.n.node.Self().Node }
+func (l *localNode) Map() *state.Map  { return l.n.node.Map() }
+func (l *localNode) Leader() string   { return l.n.node.LeaderAddr() }
+func (l *localNode) Stop()            { l.n.tell() }
+
+func (l *localNode) Wait(ctx context.Context, index uint64) error {
+	return l.n.node.WaitApplied(ctx, index)
+}
+
+func (l *localNode) Propose(ctx context.Context, cmd *state.Command) (state.Result, error) {
+	return l.n.node.Propose(ctx, cmd)
+}
+
+func (l *localNode) Format(ctx context.Context, r admin.FormatRequest) error {
+	return l.n.node.Format(ctx, r.Copies, r.MinCopies, r.PGs, r.Force)
+}
+
+func (l *localNode) Met() []admin.Peer {
+	var list []admin.Peer
+	for _, m := range l.n.node.Met() {
+		list = append(list, admin.Peer{UUID: m.UUID, Addr: m.Addr, Zone: m.Zone, VNodes: m.VNodes})
+	}
+	return list
+}
+
+func (l *localNode) Self() admin.Self {
+	node := l.n.node
+	s := admin.Self{Pid: os.Getpid(), Version: version(), Started: l.n.started, Leader: node.IsLeader(), Lease: node.Leased(), Index: node.Map().Index,
+		Disks: []admin.Disk{}, Resyncs: []admin.Resync{}, Counters: map[string]uint64{}, Goroutines: runtime.NumGoroutine()}
+	for i, st := range node.Stores() {
+		space := st.Space()
+		d := admin.Disk{Path: l.n.options.dirs[i], Size: uint64(space.Total), Used: uint64(space.Used), Avail: uint64(space.Free)}
+		if err := st.Err(); err != nil {
+			d.Fault = err.Error()
+		}
+		s.Disks = append(s.Disks, d)
+	}
+	countersOf(s.Counters, "engine", &node.Engine().Stats)
+	if g := l.n.gateway.ready.Load(); g != nil {
+		countersOf(s.Counters, "client", &g.client.Stats)
+	}
+	return s
+}
+
+// Usage sums what VDIs hold in the groups that this node is primary of.
+func (l *localNode) Usage() admin.Usage {
+	u := admin.Usage{}
+	m, self := l.Map(), l.ID()
+	for _, st := range l.n.node.Stores() {
+		for _, id := range st.Groups() {
+			g := m.Group(state.GroupID(id))
+			if g == nil || g.Primary.Node != self {
+				continue
+			}
+			st.Group(id).UsedAll(func(vid objstore.Vid, used objstore.Usage) bool {
+				u[vid] += uint64(used.Present) * objstore.BlockSize
+				return true
+			})
+		}
+	}
+	return u
+}
+
+func (l *localNode) Check(ctx context.Context, event func(admin.CheckEvent)) error {
+	return l.n.node.Engine().Check(ctx, func(p replica.CheckProgress) {
+		e := admin.CheckEvent{Groups: p.GroupsDone, Total: p.Groups, Objects: uint64(p.Objects)}
+		for _, f := range p.Findings {
+			e.Finding = f
+			event(e)
+		}
+		e.Finding = ""
+		event(e)
+	})
+}
