@@ -149,12 +149,12 @@ func (e *edit) syncChange(c *SyncChange) *Error {
 		return refuse(Stale, "change sets for node %d incarnation %x: it has ended", c.By.Node, c.By.Inc)
 	}
 	done := 0
-	why := refuse(Stale, "every group has moved on")
+	why := refuse(Stale, "no group was named")
 	for i := range c.Changes {
 		if err := e.setChange(c.By, &c.Changes[i], c.Leased); err == nil {
 			done++
-		} else if err.Code != Stale {
-			why = err
+		} else if why.Code == Stale {
+			why = err // the one that asking again does not help against counts most
 		}
 	}
 	if done == 0 {

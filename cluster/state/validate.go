@@ -5,9 +5,15 @@ import (
 	"slices"
 )
 
+// countMax is more than anything ever counts to, and leaves room to count on.
+const countMax = 1 << 62
+
 // derive checks a Map that came from outside and makes its indexes. After it, Apply may trust whatever it follows: every number
 // in the Map leads somewhere, and chains end.
 func (m *Map) derive() error {
+	if m.FirstTerm == 0 || m.NextSess == 0 || max(m.FirstTerm, m.NextSess, m.Index, m.Epoch) > countMax {
+		return fmt.Errorf("first term %d, next session %d, index %d, epoch %d", m.FirstTerm, m.NextSess, m.Index, m.Epoch)
+	}
 	for _, check := range []func() error{m.checkNodes, m.checkPools, m.checkGroups, m.checkVDIs, m.checkSessions} {
 		if err := check(); err != nil {
 			return err
@@ -81,7 +87,7 @@ func (m *Map) checkGroup(g *Group) error {
 	if g.Primary.Node != NoNode && !slices.Contains(g.InSync, g.Primary) {
 		return fmt.Errorf("the primary, node %d, is not in sync", g.Primary.Node)
 	}
-	if g.Term == 0 || g.Term == ^uint64(0) || g.Granted > g.Term {
+	if g.Term == 0 || g.Term > countMax || g.Resumes > countMax || g.Granted > g.Term {
 		return fmt.Errorf("term %d, granted at %d", g.Term, g.Granted)
 	}
 	for i, b := range g.InSync {

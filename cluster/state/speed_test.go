@@ -1,0 +1,124 @@
+package state
+
+import (
+	"fmt"
+	"testing"
+)
+
+// large is a cluster of 30 nodes with 2,048 groups and 10,000 VDIs.
+func large(t testing.TB) (*Map, []Member) {
+	m := New()
+	var all []Member
+	step := func(c Command) {
+		next, res := m.Apply(m.Index+1, &c)
+		if err := res.Err(); err != nil {
+			t.Fatal(err)
+		}
+		m = next
+	}
+	for i := range 30 {
+		all = append(all, Member{NodeID(i), uint64(100 + i)})
+		step(Command{Register: &Register{UUID: fmt.Sprint("node", i), VNodes: 64, Inc: uint64(100 + i), Boot: "b"}})
+	}
+	step(Command{InService: &InService{Members: all, Leased: all}})
+	step(Command{Format: &Format{Cluster: "here", Copies: 3}})
+	for i := range 10000 {
+		step(Command{CreateVDI: &CreateVDI{Name: fmt.Sprint("disk", i), Size: 1 << 30}})
+	}
+	return m, all
+}
+
+// TestNoAllocation: what requests look up costs no allocation.
+func TestNoAllocation(t *testing.T) {
+	m := rich(t)
+	v := m.Working("a")
+	for name, f := range map[string]func(){
+		"Group":     func() { m.Group(m.GroupFor(v, 7)) },
+		"Node":      func() { m.Node(2) },
+		"VDI":       func() { m.VDI(v.Vid) },
+		"Lookup":    func() { m.Lookup("a", "x") },
+		"Chain":     func() { m.Chain(v.Vid) },
+		"Session":   func() { m.Session(1) },
+		"InService": func() { m.InService(Member{0, 100}) },
+		"Pool":      func() { m.PoolGroups(0) },
+	} {
+		if n := testing.AllocsPerRun(100, f); n != 0 {
+			t.Errorf("%s allocates %v times", name, n)
+		}
+	}
+}
+
+func BenchmarkApply(b *testing.B) {
+	m, all := large(b)
+	run := func(name string, c func(i int) Command) {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			now := m
+			for i := range b.N {
+				cmd := c(i)
+				next, res := now.Apply(now.Index+1, &cmd)
+				if err := res.Err(); err != nil {
+					b.Fatal(err)
+				}
+				if i%1000 < 999 {
+					now = next
+				} else {
+					now = m
+				}
+			}
+		})
+	}
+	run("create", func(i int) Command {
+		return Command{ID: "x" + fmt.Sprint(i), CreateVDI: &CreateVDI{Name: fmt.Sprint("new", i), Size: 1 << 30}}
+	})
+	run("open", func(i int) Command {
+		return Command{OpenSess: &OpenSess{Name: fmt.Sprint("disk", i%10000), Client: "c", Holder: all[0]}}
+	})
+	run("sync 70 groups", func(i int) Command {
+		c := &SyncChange{Leased: all}
+		for _, g := range m.Groups {
+			if c.By == (Member{}) {
+				c.By = g.Primary
+			}
+			if g.Primary == c.By {
+				c.Changes = append(c.Changes, SetChange{Group: g.ID, Term: g.Term + uint64(i%1000), To: g.Primary.Node})
+			}
+		}
+		return Command{Sync: c}
+	})
+	b.Run("ended", func(b *testing.B) {
+		for range b.N {
+			m.Apply(m.Index+1, &Command{Ended: &Ended{Members: all[:1], Leased: all[1:]}})
+		}
+	})
+	b.Run("encode", func(b *testing.B) {
+		for range b.N {
+			out, _ := EncodeMap(m)
+			b.SetBytes(int64(len(out)))
+		}
+	})
+	text, _ := EncodeMap(m)
+	b.Run("decode", func(b *testing.B) {
+		for range b.N {
+			if _, err := DecodeMap(text); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
+func BenchmarkLookup(b *testing.B) {
+	m, _ := large(b)
+	v := m.Working("disk77")
+	b.Run("chain and group", func(b *testing.B) {
+		for i := range b.N {
+			m.Chain(v.Vid)
+			m.Group(m.GroupFor(v, uint32(i)))
+		}
+	})
+	b.Run("name", func(b *testing.B) {
+		for range b.N {
+			m.Lookup("disk77", "")
+		}
+	})
+}
