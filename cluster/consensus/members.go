@@ -65,6 +65,23 @@ func (c *Consensus) Remove(uuid string) error {
 	return c.changed("remove", uuid, c.raft.RemoveServer(raft.ServerID(uuid), 0, configTimeout))
 }
 
+// HandOver has a leader make another voter lead before it stops. It is best effort and bounded: a transfer may hang in raft for good (hashicorp/raft#696).
+func (c *Consensus) HandOver(timeout time.Duration) {
+	if c.raft.State() != raft.Leader || len(c.Voters()) < 2 {
+		return
+	}
+	done := make(chan error, 1)
+	go func() { done <- c.raft.LeadershipTransfer().Error() }()
+	select {
+	case err := <-done:
+		if err != nil {
+			c.log.Debug("hand the lead over", "err", err)
+		}
+	case <-time.After(timeout):
+		c.log.Info("nobody took the lead over in time")
+	}
+}
+
 func (c *Consensus) changed(what, uuid string, f raft.IndexFuture) error {
 	if err := f.Error(); err != nil {
 		return fmt.Errorf("raft: %s node %s: %w", what, uuid, err)

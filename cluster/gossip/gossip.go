@@ -32,15 +32,19 @@ type Meta struct {
 	Cluster string `json:"c,omitempty"` // "": none yet
 	Node    uint32 `json:"n,omitempty"`
 	Inc     uint64 `json:"i,omitempty"`
+	Zone    string `json:"z,omitempty"`
+	VNodes  int    `json:"w,omitempty"`
 }
 
 // Config is what Start needs.
 type Config struct {
-	Host    string   // address to listen on, and to be known by
+	Host    string   // address to listen on
+	Known   string   // IP address to be known by; "": Host
 	Port    int      // TCP and UDP
 	Join    []string // host or host:port
 	Self    Meta
-	Changed func() // somebody came, left or changed; must not block. May be nil
+	Changed func()                     // somebody came, left or changed; must not block. May be nil
+	Refused func(addr, cluster string) // a node of another cluster was met; must not block. May be nil
 	Logger  *slog.Logger
 }
 
@@ -65,7 +69,7 @@ func Start(cfg Config) (*Gossip, error) {
 	mc := memberlist.DefaultLANConfig()
 	mc.Name = cfg.Self.UUID
 	mc.BindAddr, mc.BindPort = cfg.Host, cfg.Port
-	mc.AdvertiseAddr, mc.AdvertisePort = "", cfg.Port
+	mc.AdvertiseAddr, mc.AdvertisePort = cfg.Known, cfg.Port
 	mc.Label = "sheepdog"
 	mc.TCPTimeout = streamTimeout
 	mc.PushPullInterval = 10 * time.Second
@@ -246,6 +250,9 @@ func (g *Gossip) judge(n *memberlist.Node) error {
 	defer g.mu.Unlock()
 	if m.Cluster == "" || g.self.Cluster == "" || m.Cluster == g.self.Cluster {
 		return nil
+	}
+	if g.cfg.Refused != nil {
+		g.cfg.Refused(m.Addr, m.Cluster)
 	}
 	if !g.refused[m.Cluster] && len(g.refused) < 64 {
 		g.refused[m.Cluster] = true

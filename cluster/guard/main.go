@@ -27,6 +27,8 @@ const (
 	// How long the guardian tries. Leases have long run out by then.
 	tellFor   = 10 * time.Second
 	tellPause = 50 * time.Millisecond
+	// What the daemon wrote in its last moment is in the pipe already.
+	lastWordWait = 50 * time.Millisecond
 	// lineBytesMax bounds a line: a thousand addresses.
 	lineBytesMax = 1 << 20
 )
@@ -69,20 +71,34 @@ func run(in io.Reader, n wire.Network) error {
 			if err != nil {
 				return err
 			}
-			for heard != nil { // what was written before it died
-				l, ok := <-heard
-				switch {
-				case !ok:
-					heard = nil
-				case l.Bye:
-					return nil
-				default:
-					last = l
-				}
+			if last, ok := lastWord(heard, last); ok {
+				return report(n, last)
 			}
-			return report(n, last)
+			return nil
 		}
 	}
+}
+
+// lastWord reads what the daemon wrote before it died; false: it said goodbye. It waits for the end of the pipe, but not for ever: somebody else
+// may have inherited the other end.
+func lastWord(heard <-chan line, last line) (line, bool) {
+	late := time.After(lastWordWait)
+	for heard != nil {
+		select {
+		case l, ok := <-heard:
+			switch {
+			case !ok:
+				heard = nil
+			case l.Bye:
+				return l, false
+			default:
+				last = l
+			}
+		case <-late:
+			heard = nil
+		}
+	}
+	return last, true
 }
 
 // parent opens a pidfd of the daemon, and makes sure that it is the daemon's.

@@ -1,0 +1,220 @@
+package node
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"syscall"
+)
+
+const (
+	identityFormat = 1
+	lockName       = "node.lock"
+	epochDir       = "epoch"
+	identityName   = "node.json"
+	// Incarnations remembered. One that never registered is of no use to anybody; the newest that did is among the last, or somebody restarted the
+	// node this often without reaching the cluster once.
+	incarnationsMax = 256
+)
+
+// identity is what a directory knows of its node, in epoch/node.json.
+type identity struct {
+	Format int    `json:"format"`
+	UUID   string `json:"uuid"`
+	// Cluster is the identity of the cluster whose raft it takes part in; "" before that.
+	Cluster string `json:"cluster,omitempty"`
+	// Formatted says that this cluster was formatted, as far as the node saw: its map is not nothing.
+	Formatted bool `json:"formatted,omitempty"`
+	// Incarnations are all that were made durable here, the newest last (R5).
+	Incarnations []uint64 `json:"incarnations"`
+}
+
+// dir is a node's first directory, locked.
+type dir struct {
+	path string
+	lock *os.File
+
+	mu sync.Mutex // guards id
+	id identity
+}
+
+// openDir locks a directory and reads who the node is, or makes it somebody.
+func openDir(path string) (*dir, error) {
+	if err := os.MkdirAll(filepath.Join(path, epochDir), 0o700); err != nil {
+		return nil, fmt.Errorf("open node directory: %w", err)
+	}
+	lock, err := lockDir(path)
+	if err != nil {
+		return nil, err
+	}
+	d := &dir{path: path, lock: lock}
+	if err := d.read(); err != nil {
+		lock.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+// lockDir takes the directory's lock; it is free again when the file is closed, or its process is gone.
+func lockDir(path string) (*os.File, error) {
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return nil, fmt.Errorf("open node directory: %w", err)
+	}
+	f, err := os.OpenFile(filepath.Join(path, lockName), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock node directory: %w", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, fmt.Errorf("directory %s is in use by another daemon", path)
+		}
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	return f, nil
+}
+
+func (d *dir) close() { d.lock.Close() }
+
+func (d *dir) file() string { return filepath.Join(d.path, epochDir, identityName) }
+
+// read reads the identity; a directory without one gets one.
+func (d *dir) read() error {
+	b, err := os.ReadFile(d.file())
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Stat(d.raft()); err == nil {
+			return fmt.Errorf("directory %s has raft's log but no %s: it is not complete", d.path, filepath.Join(epochDir, identityName))
+		}
+		d.id = identity{Format: identityFormat, UUID: newUUID()}
+		return d.write(d.id)
+	}
+	if err != nil {
+		return fmt.Errorf("read node identity: %w", err)
+	}
+	id, err := parseIdentity(b)
+	if err != nil {
+		return fmt.Errorf("read %s: %w", d.file(), err)
+	}
+	d.id = id
+	return nil
+}
+
+func parseIdentity(b []byte) (id identity, err error) {
+	if err := json.Unmarshal(b, &id); err != nil {
+		return id, err
+	}
+	switch {
+	case id.Format != identityFormat:
+		return id, fmt.Errorf("format %d, this program knows %d", id.Format, identityFormat)
+	case id.UUID == "" || len(id.UUID) > 64 || len(id.Cluster) > 64:
+		return id, fmt.Errorf("it names no node")
+	}
+	return id, nil
+}
+
+// write replaces the identity durably: old or new after a crash.
+func (d *dir) write(id identity) error {
+	b, err := json.MarshalIndent(id, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := replaceFile(d.file(), append(b, '\n')); err != nil {
+		return fmt.Errorf("write node identity: %w", err)
+	}
+	return nil
+}
+
+func replaceFile(name string, b []byte) error {
+	tmp := name + ".new"
+	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, name); err != nil {
+		return err
+	}
+	parent, err := os.Open(filepath.Dir(name))
+	if err != nil {
+		return err
+	}
+	defer parent.Close()
+	return parent.Sync()
+}
+
+// raft is where raft's log lies.
+func (d *dir) raft() string { return filepath.Join(d.path, epochDir, "raft") }
+
+func (d *dir) get() identity {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	id := d.id
+	id.Incarnations = slices.Clone(id.Incarnations)
+	return id
+}
+
+// change makes a change durable.
+func (d *dir) change(f func(*identity)) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	id := d.id
+	id.Incarnations = slices.Clone(id.Incarnations)
+	f(&id)
+	if err := d.write(id); err != nil {
+		return err
+	}
+	d.id = id
+	return nil
+}
+
+// newIncarnation makes a random incarnation durable: only then may it be registered (R5).
+func (d *dir) newIncarnation() (inc uint64, err error) {
+	var b [8]byte
+	for inc == 0 {
+		rand.Read(b[:])
+		inc = binary.BigEndian.Uint64(b[:])
+	}
+	return inc, d.change(func(id *identity) {
+		id.Incarnations = append(id.Incarnations, inc)
+		if n := len(id.Incarnations) - incarnationsMax; n > 0 {
+			id.Incarnations = id.Incarnations[n:]
+		}
+	})
+}
+
+func newUUID() string {
+	var b [16]byte
+	rand.Read(b[:])
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	s := hex.EncodeToString(b[:])
+	return s[:8] + "-" + s[8:12] + "-" + s[12:16] + "-" + s[16:20] + "-" + s[20:]
+}
+
+// bootID is this boot of this machine.
+func bootID() (string, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", fmt.Errorf("read the machine's boot id: %w", err)
+	}
+	if len(b) < 36 {
+		return "", fmt.Errorf("the machine's boot id is %q", b)
+	}
+	return string(b[:36]), nil
+}

@@ -1,0 +1,38 @@
+// Package node puts one storage node together: its directories, its port, gossip, raft, its lease, the replication engine, and the guardian.
+//
+// # A node's life
+//
+//	          ┌───────┐ Format here, or an invitation, or a cluster met by gossip
+//	Start ──▶ │ blank │────────────────────────────────┐
+//	          └───────┘                                ▼
+//	          ┌──────────┐ raft: a leader added it  ┌─────────┐
+//	          │ learning │◀─────────────────────────│ joining │◀── Start of a directory that belongs to a cluster
+//	          └──────────┘  asks any member (Join)  └─────────┘
+//	               │ Register applied: the map knows this incarnation (R5)
+//	               ▼
+//	        ┌────────────┐  InService applied, lease granted  ┌─────────┐
+//	        │ registered │───────────────────────────────────▶│ serving │
+//	        └────────────┘                                    └─────────┘
+//	               ▲  Ended: it was silent for too long. It takes a new incarnation   │
+//	               └──────────────────────────────────────────────────────────────────┘
+//
+// One goroutine (live) walks through these states; what is refused for good ends the node with one clear line (Done, Err).
+//
+// # The directory
+//
+// The first directory holds, besides a store, what makes the node itself:
+//
+//	node.lock          held while a daemon runs on it: a second one is refused
+//	epoch/node.json    identity: uuid, cluster, incarnations (dir.go)
+//	epoch/raft/        raft's log and snapshots
+//
+// # Goroutines
+//
+//	accept     frame connections             live      admission, registration, incarnations
+//	mux        the port                      renew     asks for the lease
+//	follow     hands the map to the engine   guardian  keeps the guardian informed (if there is one)
+//	watch      one for each follower of the map (at most watchersMax)
+//	control    one for each request that has to wait (at most controlsMax)
+//
+// All end with Stop.
+package node

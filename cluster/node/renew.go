@@ -1,0 +1,93 @@
+package node
+
+import (
+	"context"
+	"time"
+
+	"github.com/sheepdog-go/sheepdog/cluster/lease"
+	"github.com/sheepdog-go/sheepdog/cluster/state"
+	"github.com/sheepdog-go/sheepdog/cluster/wire"
+)
+
+const (
+	renewTimeout = 600 * time.Millisecond
+	// While the lease is not fresh: first lease, new leader, an answer lost.
+	renewEager = 40 * time.Millisecond
+)
+
+// renew asks for the lease a few times a second, and echoes the leader's stamps (package lease).
+func (n *Node) renew() {
+	t := time.NewTimer(0)
+	defer t.Stop()
+	var lastLeader string
+	for {
+		uuid, changed := n.cons.Leader()
+		if uuid != lastLeader {
+			lastLeader = uuid
+			n.holder.Applied()
+		}
+		if uuid != "" && n.holder.Member().Node != state.NoNode {
+			if n.askOnce(uuid, changed) {
+				n.askOnce(uuid, changed) // an echo: this voter's word, and perhaps the grant
+			}
+		}
+		wait := lease.Period
+		if n.holder.Left() < lease.Length-3*lease.Period {
+			wait = renewEager
+		}
+		t.Reset(wait)
+		select {
+		case <-t.C:
+		case <-changed:
+		case <-n.ctx.Done():
+			return
+		}
+	}
+}
+
+// askOnce sends one renewal. It says whether the answer carried a stamp that is worth an echo.
+func (n *Node) askOnce(leader string, changed <-chan struct{}) (echo bool) {
+	r := n.holder.Ask()
+	r.Term, r.Applied = n.cons.Term(), n.cons.AppliedIndex() // after Ask: the stamp was seen before the term was read (R12 b)
+	var g wire.Grant
+	var status wire.Status
+	if leader == n.UUID() {
+		g, status = n.leader.Keeper().Renew(&r)
+	} else {
+		var err error
+		if g, status, err = n.askLeader(leader, &r, changed); err != nil {
+			return false
+		}
+	}
+	switch status {
+	case wire.StatusOK:
+		return n.holder.Granted(&g) && g.Granted != r.Asked
+	case wire.StatusWrongInc, wire.StatusGone:
+		n.wakeLive()
+	}
+	return false
+}
+
+func (n *Node) askLeader(leader string, r *wire.Renew, changed <-chan struct{}) (g wire.Grant, s wire.Status, err error) {
+	addr := n.cons.Addr(leader)
+	ctx, cancel := context.WithTimeout(n.ctx, renewTimeout)
+	defer cancel()
+	go func() {
+		select {
+		case <-changed:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	h, meta, err := n.renews.Do(ctx, addr, wire.Header{Kind: wire.KindRenew}, r.Append(nil))
+	if err != nil {
+		if ctx.Err() != nil {
+			n.renews.Drop(addr) // a connection that hangs: the next renewal takes a new one
+		}
+		return g, s, err
+	}
+	if h.Status == wire.StatusOK {
+		err = g.Parse(meta)
+	}
+	return g, h.Status, err
+}
