@@ -44,7 +44,7 @@ type Config struct {
 	Join    []string // host or host:port
 	Self    Meta
 	Changed func()                     // somebody came, left or changed; must not block. May be nil
-	Refused func(addr, cluster string) // a node of another cluster was met; must not block. May be nil
+	Refused func(addr, cluster string) // a node of another cluster answered where we were to join. May be nil
 	Logger  *slog.Logger
 }
 
@@ -57,15 +57,23 @@ type Gossip struct {
 	mu      sync.Mutex // guards what follows
 	self    Meta
 	refused map[string]bool // clusters that were complained about
+	foreign Meta            // the last node that was refused
+	met     map[string]peer // by memberlist's name: memberlist changes its own nodes while one looks at them
 
 	closing chan struct{}
 	wg      sync.WaitGroup
 	once    sync.Once
 }
 
+// peer is a node that was met.
+type peer struct {
+	meta Meta
+	at   string // its gossip address
+}
+
 // Start listens and begins to look for others.
 func Start(cfg Config) (*Gossip, error) {
-	g := &Gossip{cfg: cfg, log: cfg.Logger, self: cfg.Self, refused: map[string]bool{}, closing: make(chan struct{})}
+	g := &Gossip{cfg: cfg, log: cfg.Logger, self: cfg.Self, refused: map[string]bool{}, met: map[string]peer{}, closing: make(chan struct{})}
 	mc := memberlist.DefaultLANConfig()
 	mc.Name = cfg.Self.UUID
 	mc.BindAddr, mc.BindPort = cfg.Host, cfg.Port
@@ -114,27 +122,23 @@ func (g *Gossip) Update(m Meta) {
 
 // Met is everybody who seems to be there, but this node.
 func (g *Gossip) Met() []Meta {
-	var list []Meta
-	for _, n := range g.ml.Members() {
-		m, err := parseMeta(n.Meta)
-		if err == nil && m.UUID != g.cfg.Self.UUID {
-			list = append(list, m)
+	g.mu.Lock()
+	list := make([]Meta, 0, len(g.met))
+	for _, p := range g.met {
+		if p.meta.UUID != g.cfg.Self.UUID {
+			list = append(list, p.meta)
 		}
 	}
+	g.mu.Unlock()
 	slices.SortFunc(list, func(a, b Meta) int { return strings.Compare(a.UUID, b.UUID) })
 	return list
 }
 
 // Addr is where a node seems to be; "": not met.
 func (g *Gossip) Addr(uuid string) string {
-	for _, n := range g.ml.Members() {
-		if n.Name == uuid {
-			if m, err := parseMeta(n.Meta); err == nil {
-				return m.Addr
-			}
-		}
-	}
-	return ""
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.met[uuid].meta.Addr
 }
 
 func parseMeta(b []byte) (m Meta, err error) {
@@ -151,9 +155,7 @@ func (g *Gossip) join() {
 	for try := 1; ; try++ {
 		for _, a := range g.cfg.Join {
 			if a = g.withPort(a); !g.reached(a) {
-				if _, err := g.ml.Join([]string{a}); err != nil {
-					g.log.Debug("gossip: join", "addr", a, "err", err)
-				}
+				g.tryJoin(a)
 			}
 			select {
 			case <-g.closing:
@@ -172,6 +174,24 @@ func (g *Gossip) join() {
 	}
 }
 
+// tryJoin talks to one address. That a node of another cluster answers there is told; that such a node talks to us is not: it may be its mistake.
+func (g *Gossip) tryJoin(a string) {
+	g.mu.Lock()
+	g.foreign = Meta{}
+	g.mu.Unlock()
+	_, err := g.ml.Join([]string{a})
+	if err == nil {
+		return
+	}
+	g.log.Debug("gossip: join", "addr", a, "err", err)
+	g.mu.Lock()
+	m := g.foreign
+	g.mu.Unlock()
+	if m.Cluster != "" && g.cfg.Refused != nil {
+		g.cfg.Refused(m.Addr, m.Cluster)
+	}
+}
+
 // withPort adds the gossip port to a bare host.
 func (g *Gossip) withPort(a string) string {
 	if _, _, err := net.SplitHostPort(a); err == nil {
@@ -182,8 +202,10 @@ func (g *Gossip) withPort(a string) string {
 
 // reached says whether a node at that address is known to be there.
 func (g *Gossip) reached(addr string) bool {
-	for _, n := range g.ml.Members() {
-		if n.Address() == addr {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, p := range g.met {
+		if p.at == addr {
 			return true
 		}
 	}
@@ -215,9 +237,28 @@ func (d delegate) changed() {
 	}
 }
 
-func (d delegate) NotifyJoin(*memberlist.Node)   { d.changed() }
-func (d delegate) NotifyLeave(*memberlist.Node)  { d.changed() }
-func (d delegate) NotifyUpdate(*memberlist.Node) { d.changed() }
+func (d delegate) NotifyJoin(n *memberlist.Node)   { d.note(n) }
+func (d delegate) NotifyUpdate(n *memberlist.Node) { d.note(n) }
+
+func (d delegate) NotifyLeave(n *memberlist.Node) {
+	d.g.mu.Lock()
+	delete(d.g.met, n.Name)
+	d.g.mu.Unlock()
+	d.changed()
+}
+
+// note keeps what a node says of itself. A node whose name is not what it says it is, is nobody.
+func (d delegate) note(n *memberlist.Node) {
+	m, err := parseMeta(n.Meta)
+	d.g.mu.Lock()
+	if err == nil && m.UUID == n.Name {
+		d.g.met[n.Name] = peer{m, n.Address()}
+	} else {
+		delete(d.g.met, n.Name)
+	}
+	d.g.mu.Unlock()
+	d.changed()
+}
 
 // NotifyAlive refuses nodes of another cluster.
 func (d delegate) NotifyAlive(n *memberlist.Node) error { return d.g.judge(n) }
@@ -251,9 +292,7 @@ func (g *Gossip) judge(n *memberlist.Node) error {
 	if m.Cluster == "" || g.self.Cluster == "" || m.Cluster == g.self.Cluster {
 		return nil
 	}
-	if g.cfg.Refused != nil {
-		g.cfg.Refused(m.Addr, m.Cluster)
-	}
+	g.foreign = m
 	if !g.refused[m.Cluster] && len(g.refused) < 64 {
 		g.refused[m.Cluster] = true
 		g.log.Warn("refused a node of another cluster: look at --join here and there", "node", m.Addr, "cluster", m.Cluster, "ours", g.self.Cluster)

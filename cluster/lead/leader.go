@@ -103,8 +103,9 @@ func (l *Leader) step(ctx context.Context, m *state.Map) {
 	l.members(ctx, m)
 }
 
-// task runs f in a goroutine unless one of that name is still under way.
-func (l *Leader) task(ctx context.Context, name string, f func(context.Context)) {
+// task runs f in a goroutine unless one of that name is still under way. f says whether it got something done: then there may be more; else the next
+// tick tries again.
+func (l *Leader) task(ctx context.Context, name string, f func(context.Context) bool) {
 	l.mu.Lock()
 	_, busy := l.tasks[name]
 	if !busy {
@@ -120,11 +121,13 @@ func (l *Leader) task(ctx context.Context, name string, f func(context.Context))
 		defer l.wg.Done()
 		ctx, cancel := context.WithTimeout(ctx, proposeTimeout)
 		defer cancel()
-		f(ctx)
+		done := f(ctx)
 		l.mu.Lock()
 		delete(tasks, name)
 		l.mu.Unlock()
-		l.wake()
+		if done {
+			l.wake()
+		}
 	}()
 }
 

@@ -70,9 +70,14 @@ func (l *Leader) endLapsed(ctx context.Context) {
 	if len(lapsed) == 0 {
 		return
 	}
-	l.task(ctx, "ended", func(ctx context.Context) {
-		l.log.Warn("nodes are gone: no lease any more", "members", lapsed)
-		l.propose(ctx, "ended", &state.Command{Ended: &state.Ended{Members: lapsed, Why: "lease ended"}})
+	l.task(ctx, "ended", func(ctx context.Context) bool {
+		if !l.propose(ctx, "ended", &state.Command{Ended: &state.Ended{Members: lapsed, Why: "no lease"}}) {
+			return false
+		}
+		for _, b := range lapsed {
+			l.log.Warn("node is out of service: it stopped, or its lease ran out", "node", b.Node, "incarnation", fmt.Sprintf("%x", b.Inc))
+		}
+		return true
 	})
 }
 
@@ -82,8 +87,8 @@ func (l *Leader) bringIn(ctx context.Context) {
 	if len(waiting) == 0 {
 		return
 	}
-	l.task(ctx, "in service", func(ctx context.Context) {
-		l.propose(ctx, "in service", &state.Command{InService: &state.InService{Members: waiting}})
+	l.task(ctx, "in service", func(ctx context.Context) bool {
+		return l.propose(ctx, "in service", &state.Command{InService: &state.InService{Members: waiting}})
 	})
 }
 
@@ -128,10 +133,12 @@ func (l *Leader) resume(ctx context.Context, m *state.Map) {
 	if len(due) == 0 || l.keeper.Unsure(state.NoNode) {
 		return
 	}
-	l.task(ctx, "resume", func(ctx context.Context) {
-		if l.propose(ctx, "resume", &state.Command{Resume: &state.Resume{Groups: due}}) {
+	l.task(ctx, "resume", func(ctx context.Context) bool {
+		ok := l.propose(ctx, "resume", &state.Command{Resume: &state.Resume{Groups: due}})
+		if ok {
 			l.log.Info("groups go on after all their members restarted", "groups", len(due))
 		}
+		return ok
 	})
 }
 
@@ -139,10 +146,12 @@ func (l *Leader) resume(ctx context.Context, m *state.Map) {
 func (l *Leader) giveUpNodes(ctx context.Context, m *state.Map) {
 	for _, n := range m.Nodes {
 		if d := l.downFor(n); d >= m.Settings.RebuildAfter && !n.Up && !n.Out && !n.Removed && n.VNodes > 0 && !m.ShutDown {
-			l.task(ctx, fmt.Sprintf("out %d", n.ID), func(ctx context.Context) {
-				if l.propose(ctx, "node out", &state.Command{NodeOut: &state.NodeOut{Node: n.ID, Out: true}}) {
+			l.task(ctx, fmt.Sprintf("out %d", n.ID), func(ctx context.Context) bool {
+				ok := l.propose(ctx, "node out", &state.Command{NodeOut: &state.NodeOut{Node: n.ID, Out: true}})
+				if ok {
 					l.log.Warn("node is down for too long: its groups are given to others", "node", n.ID, "addr", n.Addr)
 				}
+				return ok
 			})
 		}
 	}

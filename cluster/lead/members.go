@@ -100,16 +100,17 @@ func (l *Leader) members(ctx context.Context, m *state.Map) {
 	if change == nil {
 		return
 	}
-	l.task(ctx, "raft", func(context.Context) {
+	l.task(ctx, "raft", func(context.Context) bool {
 		l.membersMu.Lock()
 		defer l.membersMu.Unlock()
 		if err := change(); err != nil {
 			l.log.Info("change raft's members", "err", err)
-			return
+			return false
 		}
 		l.mu.Lock()
 		l.raftNext = time.Time{} // look again at once
 		l.mu.Unlock()
+		return true
 	})
 }
 

@@ -43,7 +43,7 @@ func (l *Leader) Closed(r *wire.ClosedReport) {
 // snapshots freezes VDIs whose groups have all reported, and gives up those that take too long.
 func (l *Leader) snapshots(ctx context.Context, m *state.Map) {
 	for _, d := range l.snapshotsDue(m) {
-		l.task(ctx, d.name, func(ctx context.Context) { l.propose(ctx, d.name, d.cmd) })
+		l.task(ctx, d.name, func(ctx context.Context) bool { return l.propose(ctx, d.name, d.cmd) })
 	}
 }
 
@@ -121,7 +121,7 @@ func (l *Leader) Keep(client string) {
 // sessions ends those of client programs that were not kept alive. A new leader gives each its full time.
 func (l *Leader) sessions(ctx context.Context, m *state.Map) {
 	for _, d := range l.sessionsDue(m) {
-		l.task(ctx, d.name, func(ctx context.Context) { l.propose(ctx, d.name, d.cmd) })
+		l.task(ctx, d.name, func(ctx context.Context) bool { return l.propose(ctx, d.name, d.cmd) })
 	}
 }
 

@@ -63,7 +63,7 @@ func (n *Node) admission(refusedSince *time.Time) error {
 		return nil
 	}
 	err := n.askToJoin()
-	if r := n.refused.Load(); err == nil && r != nil && len(n.sameCluster()) == 0 && n.cons.Blank() {
+	if r := n.refused.Load(); err == nil && r != nil && len(n.sameCluster()) == 0 {
 		err = fmt.Errorf("%w: directory %s belongs to cluster %s; %s", errRefused, n.dir.path, n.clusterID(), *r)
 	}
 	if !errors.Is(err, errRefused) {

@@ -39,6 +39,9 @@ func (n *Node) live() {
 
 // liveOnce takes the next step; an error is final.
 func (n *Node) liveOnce(refusedSince *time.Time) error {
+	if n.leaving.Load() {
+		return nil
+	}
 	if n.clusterID() == "" {
 		n.meetCluster()
 	}
@@ -66,7 +69,7 @@ func (n *Node) liveOnce(refusedSince *time.Time) error {
 	case me.Inc != self.Inc && !n.knows(me.Inc):
 		return fmt.Errorf("node %d was started on a copy of this directory: this one stops", me.ID)
 	case me.Inc == self.Inc && me.Ended:
-		n.log.Warn("this node was silent for too long and lost its place: taking a new incarnation", "node", me.ID, "incarnation", self.Inc)
+		n.log.Warn("this node was silent for too long and lost its place: taking a new incarnation", "node", me.ID, "incarnation", fmt.Sprintf("%x", self.Inc))
 		n.holder.Drop()
 		return n.register()
 	}
@@ -107,7 +110,7 @@ func (n *Node) register() error {
 		r.Cluster = known.Cluster
 	}
 	id := "" // the same for every try: a repeat is harmless
-	for n.ctx.Err() == nil {
+	for n.ctx.Err() == nil && !n.leaving.Load() {
 		cmd := &state.Command{ID: id, Time: time.Now(), Register: &r}
 		ctx, cancel := context.WithTimeout(n.ctx, registerTimeout)
 		res, err := n.Propose(ctx, cmd)

@@ -48,6 +48,7 @@ type Node struct {
 	controls chan struct{} // a token for each request that is waited for
 	watchers chan struct{}
 	liveWake chan struct{}
+	leaving  atomic.Bool            // no new registration
 	refused  atomic.Pointer[string] // a node of another cluster was met
 
 	connsMu sync.Mutex
@@ -196,6 +197,7 @@ func (n *Node) Err() error {
 // has to wait for its lease to run out. It may be called more than once.
 func (n *Node) Stop(ctx context.Context) error {
 	n.stopOnce.Do(func() {
+		n.leaving.Store(true)
 		if n.Err() == nil && n.Self().Node != state.NoNode && n.holder.Valid() {
 			n.leaveService(ctx)
 		}
