@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/sheepdog-go/sheepdog/cluster/consensus"
+	"github.com/sheepdog-go/sheepdog/cluster/gossip"
 	"github.com/sheepdog-go/sheepdog/cluster/lease"
 	"github.com/sheepdog-go/sheepdog/cluster/wire"
 	"github.com/sheepdog-go/sheepdog/objstore"
@@ -29,11 +31,23 @@ type Config struct {
 	NBD        string   // host:port of its NBD server, for people
 	Guardian   []string // command that runs guard.Main; empty: no guardian
 
+	// A simulation's stand-ins; nil is the real thing.
+	Raft   *consensus.Memory                                      // instead of the directory's log
+	Finder func(self gossip.Meta, changed func()) (Finder, error) // instead of memberlist
+
 	Store  objstore.Config // settings for its stores; Dir and Logger are set by the node
 	Net    wire.Network    // TCP
 	Clock  lease.Clock     // CLOCK_BOOTTIME
 	BootID string          // of the machine; "": as the kernel has it
 	Logger *slog.Logger    // slog.Default
+}
+
+// Finder finds nodes: package gossip does.
+type Finder interface {
+	Met() []gossip.Meta      // everybody there but this node
+	Addr(uuid string) string // where a node is; "": not met
+	Update(self gossip.Meta) // what this node is now
+	Close()
 }
 
 func (c Config) withDefaults() (Config, error) {

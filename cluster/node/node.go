@@ -35,7 +35,7 @@ type Node struct {
 	cons   *consensus.Consensus
 	leader *lead.Leader
 	holder *lease.Holder
-	gossip *gossip.Gossip
+	gossip Finder
 	stores *stores
 	engine *replica.Engine
 	guard  *guard.Guard // nil: none
@@ -116,8 +116,12 @@ func (n *Node) start() (err error) {
 	n.http = n.mux.Listen("")
 	n.peers, n.renews = consensus.NewCallers(n.cfg.Net), consensus.NewCallers(n.cfg.Net)
 	n.leader = lead.New(n.cfg.Clock, id.UUID, n.log)
+	logDir := n.dir.raft()
+	if n.cfg.Raft != nil {
+		logDir = ""
+	}
 	n.cons, err = consensus.Open(consensus.Config{
-		UUID: id.UUID, Addr: n.addr, Cluster: n.clusterID, Dir: n.dir.raft(), Listen: raft, Net: n.cfg.Net, Peers: n.peers, Lookup: n.lookup,
+		UUID: id.UUID, Addr: n.addr, Cluster: n.clusterID, Dir: logDir, Memory: n.cfg.Raft, Listen: raft, Net: n.cfg.Net, Peers: n.peers, Lookup: n.lookup,
 		Prepare: n.leader.Prepare, Begin: n.leader.Begin, Lead: n.leader.Run,
 		Fatal:  func(err error) { n.fail(fmt.Errorf("raft's disk failed: %w", err)) },
 		Logger: n.log})
@@ -145,6 +149,11 @@ func (n *Node) start() (err error) {
 }
 
 func (n *Node) startGossip(id identity) error {
+	if n.cfg.Finder != nil {
+		f, err := n.cfg.Finder(n.meta(id.Cluster), n.wakeLive)
+		n.gossip = f
+		return err
+	}
 	known := ""
 	if n.cfg.host() != n.cfg.Advertise {
 		if ips, err := net.LookupIP(n.cfg.Advertise); err == nil && len(ips) > 0 {
@@ -158,8 +167,11 @@ func (n *Node) startGossip(id identity) error {
 			n.refused.Store(&s)
 			n.wakeLive()
 		}})
+	if err != nil {
+		return err
+	}
 	n.gossip = g
-	return err
+	return nil
 }
 
 // meta is what gossip says of this node.
