@@ -33,14 +33,21 @@ func TestMain(m *testing.M) {
 }
 
 func serveForBenchmark(kind, path string) {
-	l, err := ListenUnix(UnixSocket{Path: path})
-	if err != nil {
+	var l net.Listener
+	var err error
+	if kind == "systemd" {
+		ls, e := SystemdListeners()
+		if e != nil || len(ls) != 1 {
+			panic(fmt.Sprint(ls, e))
+		}
+		l = ls[0]
+	} else if l, err = ListenUnix(UnixSocket{Path: path}); err != nil {
 		panic(err)
 	}
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, os.Interrupt)
 	switch kind {
-	case "ours":
+	case "ours", "systemd":
 		b := NewMemBackend()
 		b.Add(ExportInfo{Name: "", Size: benchSize})
 		s, err := NewServer(Config{}, b)

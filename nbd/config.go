@@ -31,7 +31,7 @@ type Config struct {
 
 	HandshakeTimeout time.Duration // for all that a client has to send before transmission, TLS included; default 10 s
 	OpenTimeout      time.Duration // for Backend.Open; default 30 s
-	StallTimeout     time.Duration // a client that takes no reply, or stops in mid-request, for so long is cut off; default 60 s
+	StallTimeout     time.Duration // a client that takes no reply, or stops in mid-request, for so long is cut off; default 2 min
 	DrainTimeout     time.Duration // at Shutdown: how long a connection is still answered (with ESHUTDOWN); default 50 ms
 
 	MaxHalfOpen  int   // connections in the handshake; beyond it the oldest one is closed; default 128
@@ -53,7 +53,7 @@ type Config struct {
 func (c *Config) complete() error {
 	def(&c.HandshakeTimeout, 10*time.Second)
 	def(&c.OpenTimeout, 30*time.Second)
-	def(&c.StallTimeout, 60*time.Second)
+	def(&c.StallTimeout, 2*time.Minute)
 	def(&c.DrainTimeout, 50*time.Millisecond)
 	def(&c.MaxHalfOpen, 128)
 	def(&c.MaxSessions, 10000)

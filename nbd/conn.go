@@ -33,16 +33,19 @@ type Conn struct {
 	terms  terms
 	cancel context.CancelFunc // ends the Device's context
 
-	in       input  // reader goroutine only
-	taken    uint64 // requests taken from the client so far; reader goroutine only
-	inBatch  bool   // a request was taken since the last endBatch
-	pushing  bool   // something was submitted since the last Push
-	stalled  bool   // a deadline runs for the rest of a request
-	arrived  time.Time
-	draining atomic.Bool
+	in         input  // reader goroutine only
+	taken      uint64 // requests taken from the client so far; reader goroutine only
+	inBatch    bool   // a request was taken since the last endBatch
+	batchBytes int64  // what they move
+	pushing    bool   // something was submitted since the last Push
+	stalled    bool   // a deadline runs for the rest of a request
+	arrived    time.Time
 
 	drainedOnce bool // reader goroutine only: Shutdown's wake-up was seen
 	blockStatus bool // the Device understands OpBlockStatus
+
+	draining atomic.Bool
+	broken   atomic.Bool // dead is set
 
 	wake chan struct{} // to the reader, when it waits for answers or for budget
 
@@ -126,6 +129,7 @@ func (c *Conn) die(err error) {
 	if c.dead == nil {
 		c.dead = err
 	}
+	c.broken.Store(true)
 	if !c.writing {
 		c.dropQueue()
 	}
@@ -134,6 +138,12 @@ func (c *Conn) die(err error) {
 	c.cancel()
 	_ = c.tr.setReadDeadline(past) // the reader, if it is not the caller
 	_ = c.tr.setWriteDeadline(past)
+}
+
+func (c *Conn) deathCause() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.dead
 }
 
 var past = time.Unix(1, 0)

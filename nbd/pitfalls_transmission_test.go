@@ -715,6 +715,62 @@ func TestShutdownDrains(t *testing.T) {
 	}
 }
 
+func TestAnsweringTwicePanics(t *testing.T) {
+	told := make(chan any, 1)
+	b := &fakeBackend{info: allCan(1 << 20), submit: func(r *Request) {
+		defer func() { told <- recover() }()
+		r.Queue(nil)
+		r.Queue(nil)
+	}}
+	w := newRig(t, b).ready(t, "x", simpleReplies)
+	if code := w.ask(cmdFlush, 0, 0, 0); code != 0 {
+		t.Errorf("flush: %d", code)
+	}
+	if <-told == nil {
+		t.Error("a request may be answered twice")
+	}
+}
+
+func TestResizeIsSeenByNewConnections(t *testing.T) {
+	b := NewMemBackend()
+	b.Add(ExportInfo{Name: "x", Size: 1 << 20})
+	r := newRig(t, b)
+	old := r.ready(t, "x", simpleReplies)
+	b.Add(ExportInfo{Name: "x", Size: 2 << 20})
+	if code := old.ask(cmdTrim, 0, 1<<20, 4096); code != codeEINVAL {
+		t.Errorf("beyond what this connection was told: %d", code)
+	}
+	if code := r.ready(t, "x", simpleReplies).ask(cmdTrim, 0, 1<<20, 4096); code != 0 {
+		t.Errorf("a new connection: %d", code)
+	}
+}
+
+func TestObserve(t *testing.T) {
+	type seen struct {
+		op     Op
+		length uint64
+		code   uint32
+	}
+	ch := make(chan seen, 10)
+	r, _ := memRig(t, func(c *Config) {
+		c.Observe = func(op Op, length uint64, took time.Duration, code uint32) {
+			if took <= 0 || took > time.Minute {
+				t.Errorf("%v took %v", op, took)
+			}
+			ch <- seen{op, length, code}
+		}
+	})
+	w := r.ready(t, "disk", simpleReplies)
+	w.ask(cmdTrim, 0, 0, 4096)
+	w.ask(cmdTrim, 0, testSize, 4096)
+	for _, want := range []seen{{OpTrim, 4096, 0}, {OpTrim, 4096, codeEINVAL}} {
+		if got := <-ch; got != want {
+			t.Errorf("observed %v, wanted %v", got, want)
+		}
+	}
+	within(t, "the counters", func() bool { s := r.srv.Sessions()[0].Stats(); return s.Requests == 2 && s.Errors == 1 })
+}
+
 func TestStatusPayload(t *testing.T) {
 	b := &fakeBackend{info: allCan(1 << 40), submit: func(r *Request) {
 		for i := range r.Contexts() {

@@ -17,6 +17,9 @@ const (
 	directMin = 32 << 10
 )
 
+// pushBytes ends a batch early: what it moves should still be in the processor's cache when it is sent.
+const pushBytes = 256 << 10
+
 // readRequests runs until the client leaves or the connection breaks; the error says which.
 func (c *Conn) readRequests() error {
 	size := requestSize
@@ -26,6 +29,9 @@ func (c *Conn) readRequests() error {
 	for {
 		if err := c.fill(size); err != nil {
 			return err
+		}
+		if c.broken.Load() {
+			return c.deathCause() // what was read and not begun must not begin: the client may have sent it again elsewhere
 		}
 		h := parseHeader(c.in.next(size), c.terms.mode)
 		c.in.within = true
@@ -72,11 +78,8 @@ func (c *Conn) readFailed(err error) error {
 	if !timedOut(err) {
 		return err
 	}
-	c.mu.Lock()
-	dead := c.dead
-	c.mu.Unlock()
-	if dead != nil {
-		return dead
+	if c.broken.Load() {
+		return c.deathCause()
 	}
 	if !c.draining.Load() {
 		return fmt.Errorf("the client stopped in the middle of a request: %w", err)
@@ -183,6 +186,9 @@ func (c *Conn) submit(r *Request, payload uint64) error {
 	}
 	c.pushing = true
 	c.dev.Submit(r)
+	if c.batchBytes += cost; c.batchBytes >= pushBytes {
+		c.endBatch()
+	}
 	return nil
 }
 
@@ -217,7 +223,7 @@ func (c *Conn) endBatch() {
 	if !c.inBatch {
 		return
 	}
-	c.inBatch = false
+	c.inBatch, c.batchBytes = false, 0
 	c.mu.Lock()
 	c.batching = false
 	c.mu.Unlock()
@@ -244,9 +250,7 @@ func (c *Conn) admit(r *Request, cost int64) error {
 		return ok
 	})
 	if !ok {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		return c.dead
+		return c.deathCause()
 	}
 	r.cost = cost
 	return nil
@@ -346,10 +350,7 @@ func (c *Conn) unstall() {
 // readUntil sets the reader's deadline, unless somebody wants it awake: that wish must not be overwritten.
 func (c *Conn) readUntil(at time.Time) {
 	_ = c.tr.setReadDeadline(at)
-	c.mu.Lock()
-	dead := c.dead
-	c.mu.Unlock()
-	if dead != nil || c.draining.Load() && !c.drainedOnce {
+	if c.broken.Load() || c.draining.Load() && !c.drainedOnce {
 		_ = c.tr.setReadDeadline(past)
 	}
 }

@@ -222,10 +222,7 @@ func (c *Conn) write(turns <-chan struct{}) {
 // writeUntil sets the date by which the client must have taken something, unless the connection is dead already.
 func (c *Conn) writeUntil(at time.Time) {
 	_ = c.tr.setWriteDeadline(at)
-	c.mu.Lock()
-	dead := c.dead
-	c.mu.Unlock()
-	if dead != nil {
+	if c.broken.Load() {
 		_ = c.tr.setWriteDeadline(past) // die's own deadline may have come before ours
 	}
 }

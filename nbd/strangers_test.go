@@ -120,3 +120,17 @@ for call, want in [
 h.shutdown()
 `)
 }
+
+func TestStrangersTCPAndProxy(t *testing.T) {
+	r, _ := memRig(t)
+	dir := t.TempDir()
+	from, to := filepath.Join(dir, "a"), filepath.Join(dir, "b")
+	if err := os.WriteFile(from, pattern(testSize, 5), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tool(t, "nbdcopy", from, "nbd://"+r.tcp+"/disk")
+	tool(t, "nbdkit", "-U", "-", "nbd", "uri="+r.uri("disk"), "--run", "nbdcopy $uri "+to) // nbdkit's client between us and them
+	if got, err := os.ReadFile(to); err != nil || string(got) != string(pattern(testSize, 5)) {
+		t.Errorf("what came back differs (%v)", err)
+	}
+}

@@ -109,7 +109,9 @@ func (w *wire) upgrade(cfg *tls.Config) error {
 	return nil
 }
 
-func (a *authority) client() *tls.Config { return &tls.Config{RootCAs: a.pool, ServerName: "localhost"} }
+func (a *authority) client() *tls.Config {
+	return &tls.Config{RootCAs: a.pool, ServerName: "localhost"}
+}
 
 func TestPitfall20StartTLSForgetsEverything(t *testing.T) {
 	r, a := tlsRig(t, TLSAllowed)
