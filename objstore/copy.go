@@ -76,7 +76,14 @@ func (c *Copy) Put(vid Vid, block int, crc uint32, data []byte) error {
 
 // Keep says that the unit's block is the one that the object has already.
 func (c *Copy) Keep(vid Vid, block int) {
-	c.keep[blockID{vid, uint16(block)}] = true
+	id := blockID{vid, uint16(block)}
+	c.keep[id] = true
+	if p, ok := c.put[id]; ok {
+		delete(c.put, id)
+		c.g.mu.Lock()
+		c.o.t.free(p.value())
+		c.g.mu.Unlock()
+	}
 }
 
 // Install makes the object exactly u. Every present block of u was put or

@@ -194,6 +194,11 @@ func newStore(cfg Config, id Identity) *Store {
 }
 
 func (s *Store) open() error {
+	// What an earlier process wrote or named and died before syncing is read
+	// as if it were durable; from here on it is.
+	if err := s.fs.SyncFS(s.cfg.Dir); err != nil {
+		return err
+	}
 	if err := s.loadCatalog(); err != nil {
 		return err
 	}

@@ -15,7 +15,8 @@ func (g *Group) SetSyncing() error {
 }
 
 // EndSyncing makes everything the group holds durable and then says, durably
-// as well, that it is whole and last is its last number (R11).
+// as well, that it is whole and last is its last number (R11); entries staged
+// since SetSyncing that go beyond last count.
 func (g *Group) EndSyncing(last Number) error {
 	if !g.Syncing() {
 		return ErrSyncing

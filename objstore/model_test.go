@@ -1,0 +1,591 @@
+package objstore
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/sheepdog-go/sheepdog/objstore/vfs/simfs"
+)
+
+// The model: what a store must hold after a prefix of what was done to it.
+
+type mBlock struct {
+	state State
+	seed  uint64
+}
+
+type mVersion struct {
+	gen    uint64
+	blocks map[int]mBlock
+}
+
+type mObject struct {
+	version Number
+	vids    map[Vid]mVersion
+}
+
+// mGroup is never changed once it is in a history.
+type mGroup struct {
+	last    Number
+	syncing bool
+	anyNext bool
+	objects map[Key]*mObject
+}
+
+func (g *mGroup) clone() *mGroup {
+	c := *g
+	c.objects = maps.Clone(g.objects)
+	return &c
+}
+
+// change returns a copy of an object that may be changed.
+func (g *mGroup) change(key Key) *mObject {
+	o := &mObject{vids: map[Vid]mVersion{}}
+	if old := g.objects[key]; old != nil {
+		o.version = old.version
+		for vid, v := range old.vids {
+			o.vids[vid] = mVersion{v.gen, maps.Clone(v.blocks)}
+		}
+	}
+	g.objects[key] = o
+	return o
+}
+
+func (g *mGroup) apply(e *Entry, seeds []uint64) *mGroup {
+	n := g.clone()
+	n.last, n.anyNext = e.Number, false
+	old := g.objects[e.Key]
+	has := false
+	if old != nil {
+		_, has = old.vids[e.Vid]
+	}
+	if e.Kind == KindNoop || !has && !e.Kind.creates() {
+		return n
+	}
+	o := n.change(e.Key)
+	v, ok := o.vids[e.Vid]
+	if !ok {
+		v = mVersion{e.Gen, map[int]mBlock{}}
+		o.vids[e.Vid] = v
+	}
+	o.version = e.Number
+	for i := range int(e.Count) {
+		b := int(e.First) + i
+		switch e.Kind {
+		case KindWrite:
+			v.blocks[b] = mBlock{Present, seeds[i]}
+		case KindZero:
+			v.blocks[b] = mBlock{state: Zero}
+		case KindBad:
+			v.blocks[b] = mBlock{state: Bad}
+		default:
+			delete(v.blocks, b)
+		}
+	}
+	switch e.Kind {
+	case KindMerge:
+		into, ok := o.vids[e.Into]
+		if !ok {
+			into = mVersion{e.IntoGen, map[int]mBlock{}}
+		}
+		for b, m := range v.blocks {
+			if _, ok := into.blocks[b]; !ok {
+				into.blocks[b] = m
+			}
+		}
+		o.vids[e.Into] = into
+		delete(o.vids, e.Vid)
+	case KindDelete:
+		delete(o.vids, e.Vid)
+	}
+	if len(o.vids) == 0 {
+		delete(n.objects, e.Key)
+	}
+	return n
+}
+
+func (o *mObject) unit(key Key) *Unit {
+	u := &Unit{Key: key, Version: o.version}
+	for _, vid := range slices.Sorted(maps.Keys(o.vids)) {
+		v := o.vids[vid]
+		uv := UnitVersion{Vid: vid, Gen: v.gen}
+		for _, b := range slices.Sorted(maps.Keys(v.blocks)) {
+			m := v.blocks[b]
+			ub := UnitBlock{Block: uint16(b), State: m.state}
+			if m.state == Present {
+				ub.CRC = Checksum(pattern(m.seed))
+			}
+			uv.Blocks = append(uv.Blocks, ub)
+		}
+		u.Versions = append(u.Versions, uv)
+	}
+	return u
+}
+
+func pattern(seed uint64) []byte {
+	b := make([]byte, BlockSize)
+	for at := 0; at < len(b); at += 16 {
+		binary.LittleEndian.PutUint64(b[at:], seed)
+		binary.LittleEndian.PutUint64(b[at+8:], seed*uint64(at+1)^uint64(at))
+	}
+	return b
+}
+
+// history is all states a group went through since the last one that is sure,
+// which is the first.
+type history []*mGroup
+
+func (h history) top() *mGroup { return h[len(h)-1] }
+
+// world is a store on a simulated disk beside its model.
+type world struct {
+	cfg   Config
+	fs    *simfs.FS
+	s     *Store
+	rng   *rand.Rand
+	seeds uint64
+	h     map[GroupID]history
+	trace []string
+	big   bool // wide block ranges and large writes more often
+}
+
+const (
+	worldGroups = 2
+	worldKeys   = 3
+	worldVids   = 4
+)
+
+func simConfig(fs *simfs.FS) Config {
+	return Config{
+		Dir: "/", FS: fs, Logger: modelLog(), SegmentBytes: 256 << 10, JournalBytesMax: 1 << 20,
+		LargeWriteBytes: 4 * BlockSize, CheckpointInterval: time.Hour, ReserveBytes: -1, HangTimeout: -1,
+		TableCacheBytes: 4 * tableCost, OpenFilesMax: 2,
+	}
+}
+
+func newWorld(seed uint64) (*world, error) {
+	w := &world{fs: simfs.New(seed), rng: rand.New(rand.NewPCG(seed, 2)), h: map[GroupID]history{}}
+	w.cfg = simConfig(w.fs)
+	w.big = seed%5 == 0
+	if err := Create(w.cfg, testIdentity); err != nil {
+		return nil, err
+	}
+	for g := range GroupID(worldGroups) {
+		w.h[g] = history{&mGroup{objects: map[Key]*mObject{}}}
+	}
+	var err error
+	w.s, err = Open(w.cfg)
+	return w, err
+}
+
+// settled says that all that was done until now is durable.
+func (w *world) settled() {
+	for g, h := range w.h {
+		w.h[g] = history{h.top()}
+	}
+}
+
+func (w *world) note(format string, args ...any) {
+	if len(w.trace) < 5000 {
+		w.trace = append(w.trace, fmt.Sprintf(format, args...))
+	}
+}
+
+// step does one random thing.
+func (w *world) step() error {
+	gid := GroupID(w.rng.IntN(worldGroups))
+	switch p := w.rng.IntN(1000); {
+	case p < 800:
+		return w.entry(gid)
+	case p < 850:
+		w.note("commit")
+		return w.s.Commit()
+	case p < 930:
+		w.note("sync")
+		if err := w.s.SyncWait(); err != nil {
+			return err
+		}
+		w.settled()
+	case p < 960:
+		w.note("checkpoint")
+		if err := w.s.Checkpoint(); err != nil {
+			return err
+		}
+		w.settled()
+	case p < 985:
+		return w.resync(gid)
+	case p < 990:
+		w.note("drop %d", gid)
+		w.h[gid] = append(w.h[gid], &mGroup{objects: map[Key]*mObject{}})
+		return w.s.DropGroup(gid)
+	case p < 995:
+		w.note("close")
+		if err := w.s.Close(); err != nil {
+			return err
+		}
+		w.settled()
+		var err error
+		w.s, err = Open(w.cfg)
+		if err != nil {
+			return fmt.Errorf("open after close: %w", err)
+		}
+		return w.compare()
+	default:
+		w.note("kill")
+		abandonStore(w.s)
+		return w.reopen()
+	}
+	return nil
+}
+
+func (w *world) randomEntry() (e Entry, seeds []uint64) {
+	e.Kind = EntryKind([]int{1, 1, 1, 1, 1, 1, 1, 2, 2, 3, 4, 4, 5, 5, 6, 7, 0}[w.rng.IntN(17)])
+	if e.Kind == KindNoop {
+		return e, nil
+	}
+	e.Key = MakeKey(1, uint32(w.rng.IntN(worldKeys)))
+	e.Vid = 1 + Vid(w.rng.IntN(worldVids))
+	e.Gen = uint64(e.Vid) * 10
+	switch e.Kind {
+	case KindMerge:
+		e.Into = 1 + e.Vid%worldVids
+		e.IntoGen = uint64(e.Into) * 10
+		return e, nil
+	case KindDelete:
+		return e, nil
+	}
+	e.First, e.Count = uint16(w.rng.IntN(16)), uint16(1+w.rng.IntN(3))
+	if w.rng.IntN(8) == 0 {
+		e.Count = uint16(4 + w.rng.IntN(9))
+	}
+	if w.big && w.rng.IntN(8) == 0 {
+		e.First, e.Count = uint16(w.rng.IntN(800)), uint16(1+w.rng.IntN(200))
+	}
+	if e.Kind == KindWrite {
+		for range e.Count {
+			w.seeds++
+			seeds = append(seeds, w.seeds)
+			e.Data = append(e.Data, pattern(w.seeds)...)
+		}
+		e.SumData()
+	}
+	return e, seeds
+}
+
+func (w *world) entry(gid GroupID) error {
+	g := w.s.Group(gid)
+	top := w.h[gid].top()
+	e, seeds := w.randomEntry()
+	e.Number = Number{max(1, top.last.Term), top.last.LSN + 1}
+	if w.rng.IntN(50) == 0 {
+		e.Number.Term++
+	}
+	if top.anyNext {
+		e.Number.LSN += uint64(w.rng.IntN(5))
+	}
+	w.note("group %d %v %v %v vid %d into %d blocks %d+%d", gid, e.Number, e.Kind, e.Key, e.Vid, e.Into, e.First, e.Count)
+	w.h[gid] = append(w.h[gid], top.apply(&e, seeds))
+	return g.Stage(&e)
+}
+
+// resync does what a resync does to its target, with made up contents.
+func (w *world) resync(gid GroupID) error {
+	g := w.s.Group(gid)
+	push := func(change func(m *mGroup)) {
+		n := w.h[gid].top().clone()
+		change(n)
+		w.h[gid] = append(w.h[gid], n)
+	}
+	w.note("resync %d", gid)
+	push(func(m *mGroup) { m.syncing, m.anyNext = true, true })
+	if err := g.SetSyncing(); err != nil {
+		return err
+	}
+	for range w.rng.IntN(4) {
+		if err := w.copyObject(g, push); err != nil {
+			return err
+		}
+		for range w.rng.IntN(3) {
+			if err := w.entry(gid); err != nil {
+				return err
+			}
+		}
+	}
+	if w.rng.IntN(3) == 0 {
+		return nil // interrupted
+	}
+	last := Number{w.h[gid].top().last.Term + 1, uint64(w.rng.IntN(1000))}
+	w.note("end resync %d at %v", gid, last)
+	push(func(m *mGroup) {
+		if m.anyNext || m.last.LSN <= last.LSN {
+			m.last = last
+		}
+		m.syncing, m.anyNext = false, false
+	})
+	if err := g.EndSyncing(last); err != nil {
+		return err
+	}
+	w.settled()
+	return nil
+}
+
+func (w *world) copyObject(g *Group, push func(func(*mGroup))) error {
+	key := MakeKey(1, uint32(w.rng.IntN(worldKeys)))
+	if w.rng.IntN(4) == 0 {
+		w.note("delete object %v", key)
+		push(func(m *mGroup) { delete(m.objects, key) })
+		return g.DeleteObject(key)
+	}
+	have, err := g.Unit(key)
+	if err != nil {
+		return err
+	}
+	kept := map[Vid]map[int]mBlock{}
+	if have != nil {
+		for vid, v := range w.h[g.id].top().objects[key].vids {
+			kept[vid] = v.blocks
+		}
+	}
+	c, err := g.NewCopy(key)
+	if err != nil {
+		return err
+	}
+	o := &mObject{version: Number{9, uint64(w.rng.IntN(500))}, vids: map[Vid]mVersion{}}
+	for vid := Vid(1); vid <= worldVids; vid++ {
+		if w.rng.IntN(2) == 0 && vid > 1 {
+			continue
+		}
+		v := mVersion{uint64(vid) * 10, map[int]mBlock{}}
+		for range w.rng.IntN(12) {
+			b := w.rng.IntN(24)
+			if k, ok := kept[vid][b]; ok && k.state == Present && w.rng.IntN(2) == 0 {
+				v.blocks[b] = k
+				c.Keep(vid, b)
+				continue
+			}
+			w.seeds++
+			v.blocks[b] = mBlock{State(1 + w.rng.IntN(3)), w.seeds}
+			if m := v.blocks[b]; m.state == Present {
+				if err := c.Put(vid, b, Checksum(pattern(m.seed)), pattern(m.seed)); err != nil {
+					return err
+				}
+			} else {
+				v.blocks[b] = mBlock{state: m.state}
+			}
+		}
+		o.vids[vid] = v
+	}
+	if w.rng.IntN(6) == 0 {
+		w.note("abort copy %v", key)
+		c.Abort()
+		return nil
+	}
+	w.note("install %v", key)
+	push(func(m *mGroup) { m.objects[key] = o })
+	return c.Install(o.unit(key))
+}
+
+// reopen opens what a crash left and finds the prefix each group is at.
+func (w *world) reopen() error {
+	var err error
+	w.cfg.FS = w.fs
+	if w.s, err = Open(w.cfg); err != nil {
+		return fmt.Errorf("open after crash: %w", err)
+	}
+	for gid, h := range w.h {
+		if err := w.match(gid, h); err != nil {
+			return err
+		}
+	}
+	return verifyStore(w.s)
+}
+
+func (w *world) match(gid GroupID, h history) error {
+	var first error
+	for i := len(h) - 1; i >= 0; i-- {
+		err := w.same(gid, h[i])
+		if err == nil {
+			w.h[gid] = history{h[i]}
+			return nil
+		}
+		if first == nil || h[i].last == w.s.Group(gid).Last() {
+			first = err
+		}
+	}
+	return fmt.Errorf("group %d at %v is at none of %d states from %v to %v: %w",
+		gid, w.s.Group(gid).Last(), len(h), h[0].last, h.top().last, first)
+}
+
+// same compares a group with a state, and reads every block of it.
+func (w *world) same(gid GroupID, m *mGroup) error {
+	g := w.s.Group(gid)
+	if g.Last() != m.last || g.Syncing() != m.syncing {
+		return fmt.Errorf("last %v syncing %v, want %v %v", g.Last(), g.Syncing(), m.last, m.syncing)
+	}
+	n := 0
+	g.Objects(0, func(i ObjectInfo) bool { n++; return true })
+	if n != len(m.objects) {
+		return fmt.Errorf("%d objects, want %d", n, len(m.objects))
+	}
+	usage := map[Vid]Usage{}
+	for key, o := range m.objects {
+		if err := w.sameObject(g, key, o, usage); err != nil {
+			return fmt.Errorf("object %v: %w", key, err)
+		}
+	}
+	for vid := Vid(1); vid <= worldVids; vid++ {
+		want := usage[vid]
+		got := g.Used(vid)
+		got.Gen = 0
+		if got != want {
+			return fmt.Errorf("usage of vid %d is %+v, want %+v", vid, got, want)
+		}
+	}
+	return nil
+}
+
+func (w *world) sameObject(g *Group, key Key, o *mObject, usage map[Vid]Usage) error {
+	u, err := g.Unit(key)
+	if err != nil || u == nil {
+		return fmt.Errorf("unit %v: %v", u, err)
+	}
+	if want := o.unit(key); !bytes.Equal(u.Append(nil), want.Append(nil)) {
+		return fmt.Errorf("unit is\n%v, want\n%v", u, want)
+	}
+	buf := make([]byte, BlockSize)
+	for vid, v := range o.vids {
+		us := usage[vid]
+		us.Objects++
+		for b, m := range v.blocks {
+			switch m.state {
+			case Present:
+				us.Present++
+				if err := g.ReadSlotOf(key, vid, b, buf); err != nil {
+					return err
+				}
+				if !bytes.Equal(buf, pattern(m.seed)) {
+					return fmt.Errorf("vid %d block %d: wrong bytes", vid, b)
+				}
+			case Zero:
+				us.Zero++
+			case Bad:
+				us.Bad++
+			}
+		}
+		usage[vid] = us
+	}
+	return nil
+}
+
+// compare checks the running store against the newest state.
+func (w *world) compare() error {
+	for gid, h := range w.h {
+		if err := w.same(gid, h.top()); err != nil {
+			return fmt.Errorf("group %d: %w", gid, err)
+		}
+	}
+	return verifyStore(w.s)
+}
+
+// powerCut cuts the power, if it is not off yet, and reopens.
+func (w *world) powerCut() error {
+	image := w.fs.Cut()
+	if w.s != nil && !w.s.closing.Load() {
+		abandonStore(w.s)
+	}
+	w.fs = image
+	w.note("power cut")
+	return w.reopen()
+}
+
+// runWorld runs steps with a cut at the given sync, then some more with
+// another cut, and so on.
+func runWorld(seed uint64, steps int, cuts ...int) (w *world, err error) {
+	w, err = newWorld(seed)
+	if err != nil {
+		return w, err
+	}
+	defer func() {
+		if w.s != nil && !w.s.closing.Load() {
+			abandonStore(w.s)
+		}
+	}()
+	for _, k := range cuts {
+		if k > 0 {
+			w.fs.CutAtSync(k)
+		}
+		for range steps {
+			if err = w.step(); err != nil {
+				break
+			}
+		}
+		if err != nil && !w.fs.Off() {
+			return w, err
+		}
+		if err != nil && !errors.Is(err, simfs.ErrPower) && !errors.Is(err, ErrDiskFailed) {
+			return w, err
+		}
+		if err == nil {
+			if err := w.compare(); err != nil && !w.fs.Off() {
+				return w, fmt.Errorf("before the cut: %w", err)
+			}
+		}
+		if err := w.powerCut(); err != nil {
+			return w, err
+		}
+	}
+	return w, nil
+}
+
+var (
+	modelSeeds = flag.Int("model.seeds", 60, "seeds of the model test")
+	modelFrom  = flag.Uint64("model.from", 1, "first seed")
+	modelSteps = flag.Int("model.steps", 150, "steps between cuts")
+)
+
+// TestModelCuts runs random histories with a power cut at the k-th sync, for
+// every k of short ones and random ones of longer ones (rules 1 to 11, 15 to
+// 17).
+func TestModelCuts(t *testing.T) {
+	for seed := *modelFrom; seed < *modelFrom+uint64(*modelSeeds); seed++ {
+		r := rand.New(rand.NewPCG(seed, 3))
+		w, err := runWorld(seed, *modelSteps, 1+r.IntN(60), 1+r.IntN(60), 0)
+		if err != nil {
+			for _, l := range w.trace[max(0, len(w.trace)-40):] {
+				t.Log(l)
+			}
+			t.Fatalf("seed %d: %v", seed, err)
+		}
+	}
+}
+
+func TestModelEveryCut(t *testing.T) {
+	for k := 1; k <= 40; k++ {
+		seed := uint64(1000 + k)
+		if w, err := runWorld(seed, 60, k, 10); err != nil {
+			for _, l := range w.trace[max(0, len(w.trace)-40):] {
+				t.Log(l)
+			}
+			t.Fatalf("seed %d cut %d: %v", seed, k, err)
+		}
+	}
+}
+
+var modelVerbose = flag.Bool("model.verbose", false, "log what the store says")
+
+func modelLog() *slog.Logger {
+	if *modelVerbose {
+		return slog.New(slog.NewTextHandler(os.Stdout, nil))
+	}
+	return quiet()
+}
