@@ -20,9 +20,11 @@ type Client struct {
 	now     atomic.Int64 // ticks since the start, from 1
 	started time.Time
 	closed  atomic.Bool
-	ended   chan struct{}
-	wake    chan struct{}
-	wg      sync.WaitGroup
+	// refollow has the tender treat the map as a new one.
+	refollow atomic.Bool
+	ended    chan struct{}
+	wake     chan struct{}
+	wg       sync.WaitGroup
 
 	parkMu sync.Mutex
 	parked pieceList
@@ -119,7 +121,7 @@ func (c *Client) tend(changed <-chan struct{}) {
 		}
 		now := time.Now()
 		m := c.cfg.Maps.Map()
-		newMap := m != seen
+		newMap := c.refollow.Swap(false) || m != seen
 		seen = m
 		if newMap {
 			c.followMap(m, &b)
@@ -148,7 +150,7 @@ func (c *Client) followMap(m *state.Map, b *wire.Batch) {
 func (c *Client) lookAround(m *state.Map, b *wire.Batch) {
 	now := c.now.Load()
 	c.peers.Range(func(_, v any) bool {
-		v.(*peer).look(m, now)
+		v.(*peer).look(m, now, b)
 		return true
 	})
 	if c.Stats.Retained.Load() >= c.cfg.RetainBytesMax {

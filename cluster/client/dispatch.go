@@ -67,7 +67,7 @@ func (c *Client) sendTo(p *piece, m *state.Map, g *state.Group, b *wire.Batch) {
 	r.IO.Vid, r.IO.Gen, r.IO.SessGen, r.IO.Index = id.vid, id.gen, id.sessGen, id.index
 	r.Status, r.Done, r.Message = 0, wire.Done{}, ""
 	r.Extents = r.Extents[:0]
-	p.node, p.inc = g.Primary.Node, g.Primary.Inc
+	p.node, p.inc, p.resumes = g.Primary.Node, g.Primary.Inc, g.Resumes
 	if c.cfg.Local != nil && p.node == c.cfg.LocalNode {
 		c.cfg.Local.Submit(r, b)
 		return
@@ -99,6 +99,9 @@ func (c *Client) answered(p *piece, b *wire.Batch) {
 			c.retry(p, 0)
 		}
 	case wire.StatusBehind, wire.StatusBusy, wire.StatusOldConn, wire.StatusGap:
+		if p.epoch != 0 {
+			c.peer(p.node).renewRelay(p.epoch)
+		}
 		c.retry(p, 0)
 	case wire.StatusFenced:
 		p.s.fenced(p, r.Done.Index, b)

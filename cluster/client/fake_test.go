@@ -30,9 +30,9 @@ type fake struct {
 	links  map[*wire.Conn]*fakeConn
 	cut    map[string]bool // addresses that can't be dialed from outside
 	// fault, if set, may decide what becomes of a request.
-	fault  func(node state.NodeID, r *wire.Request) verdict
-	served map[wire.Kind]int
-	wg     sync.WaitGroup
+	fault   func(node state.NodeID, r *wire.Request) verdict
+	served  map[wire.Kind]int
+	counted map[*wire.Request]state.NodeID // changes in open, and where they are
 }
 
 type verdict uint8
@@ -40,6 +40,7 @@ type verdict uint8
 const (
 	serve   verdict = iota
 	silent          // never answered, never done
+	late            // done and answered after a while, unless it is dropped or fenced until then
 	lost            // done, never answered; its connection breaks
 	busy            // refused, try again
 	behind          // refused, try again
@@ -69,7 +70,7 @@ const fakePGs = 16
 // newFake is a formatted cluster of n nodes in service.
 func newFake(t testing.TB, n int) *fake {
 	f := &fake{t: t, m: state.New(), subs: map[chan struct{}]struct{}{}, groups: map[state.GroupID]*fakeGroup{}, conns: map[string]uint64{},
-		open: map[string]int{}, links: map[*wire.Conn]*fakeConn{}, cut: map[string]bool{}, served: map[wire.Kind]int{}}
+		open: map[string]int{}, links: map[*wire.Conn]*fakeConn{}, cut: map[string]bool{}, served: map[wire.Kind]int{}, counted: map[*wire.Request]state.NodeID{}}
 	var leased []state.Member
 	for i := range n {
 		r := f.must(&state.Command{Register: &state.Register{UUID: fmt.Sprint("node", i), Addr: fmt.Sprint("node", i), VNodes: 64, Inc: uint64(100 + i), Boot: fmt.Sprint(i)}})
@@ -119,6 +120,11 @@ func (f *fake) edit(id state.GroupID, change func(g *state.Group)) {
 			c.Term++
 			c.Granted = c.Term
 			m.Groups[i] = &c
+		}
+	}
+	for r, node := range f.counted { // the new term fences what is still under way
+		if r.Group == uint32(id) {
+			f.watch(node, r, -1)
 		}
 	}
 	f.publish(&m)
@@ -197,7 +203,19 @@ func (l *fakeLocal) Submit(r *wire.Request, b *wire.Batch) {
 func (f *fake) serve(node state.NodeID, r *wire.Request, b *wire.Batch, drop func()) {
 	f.mu.Lock()
 	f.served[r.Kind]++
-	f.watch(r, 1)
+	if r.Epoch != localEpoch && f.conns[fmt.Sprint(r.Client, node)] != r.Epoch {
+		r.Status = wire.StatusOldConn
+		f.mu.Unlock()
+		b.Complete(r)
+		return
+	}
+	if g := f.m.Group(state.GroupID(r.Group)); g.Primary.Node != node || g.Term != r.Term {
+		f.judge(node, r)
+		f.mu.Unlock()
+		b.Complete(r)
+		return
+	}
+	f.watch(node, r, 1)
 	v := serve
 	if f.fault != nil {
 		f.mu.Unlock()
@@ -205,13 +223,33 @@ func (f *fake) serve(node state.NodeID, r *wire.Request, b *wire.Batch, drop fun
 		f.mu.Lock()
 	}
 	answer := func() {
-		f.watch(r, -1)
+		f.watch(node, r, -1)
 		f.mu.Unlock()
 		b.Complete(r)
 	}
 	switch v {
 	case silent:
 		f.mu.Unlock()
+		return
+	case late:
+		_, changes := f.counted[r]
+		f.mu.Unlock()
+		go func() {
+			time.Sleep(time.Duration(r.IO.Key%7+1) * time.Second)
+			var b wire.Batch
+			f.mu.Lock()
+			if _, still := f.counted[r]; changes && !still { // dropped or fenced
+				f.mu.Unlock()
+				return
+			}
+			if f.judge(node, r) {
+				f.do(r)
+			}
+			f.watch(node, r, -1)
+			f.mu.Unlock()
+			b.Complete(r)
+			b.End()
+		}()
 		return
 	case busy:
 		r.Status = wire.StatusBusy
@@ -239,11 +277,18 @@ func (f *fake) serve(node state.NodeID, r *wire.Request, b *wire.Batch, drop fun
 }
 
 // watch counts unanswered changes by block and fails the test at the second one (R15). mu is held.
-func (f *fake) watch(r *wire.Request, by int) {
+func (f *fake) watch(node state.NodeID, r *wire.Request, by int) {
 	switch r.Kind {
 	case wire.KindWrite, wire.KindZero, wire.KindTrim:
 	default:
 		return
+	}
+	if _, in := f.counted[r]; !in && by < 0 {
+		return
+	}
+	f.counted[r] = node
+	if by < 0 {
+		delete(f.counted, r)
 	}
 	for blk := r.IO.Off / blockSize; blk <= (r.IO.Off+r.IO.Len-1)/blockSize; blk++ {
 		at := fmt.Sprint(r.Client, r.IO.Key, blk)
@@ -420,8 +465,6 @@ type fakeConn struct {
 	client string
 	epoch  uint64
 	conn   *wire.Conn
-	mu     sync.Mutex
-	undone []*fakeRequest
 }
 
 func (f *fake) Listen(string) (net.Listener, error) { return nil, errors.ErrUnsupported }
@@ -511,17 +554,6 @@ func (fc *fakeConn) Frame(c *wire.Conn, fr *wire.Frame, b *wire.Batch) {
 	if q.Kind == wire.KindRead {
 		q.Dst = make([]byte, q.IO.Len)
 	}
-	f.mu.Lock()
-	old := f.conns[fmt.Sprint(client, node)] != epoch
-	f.mu.Unlock()
-	if old {
-		q.Status = wire.StatusOldConn
-		b.Complete(&q.Request)
-		return
-	}
-	fc.mu.Lock()
-	fc.undone = append(fc.undone, q)
-	fc.mu.Unlock()
 	f.serve(node, &q.Request, b, func() { go c.Close(errors.New("cut")) })
 }
 
@@ -547,17 +579,10 @@ func (f *fake) supersede(client string, node state.NodeID, epoch uint64) bool {
 	if epoch < f.conns[at] {
 		return false
 	}
-	if epoch > f.conns[at] {
-		f.conns[at] = epoch
-		for _, fc := range f.links {
-			fc.mu.Lock()
-			for _, q := range fc.undone {
-				if q.Client == client && q.Epoch < epoch {
-					f.watch(&q.Request, -1)
-				}
-			}
-			fc.undone = slices.DeleteFunc(fc.undone, func(q *fakeRequest) bool { return q.Client == client && q.Epoch < epoch })
-			fc.mu.Unlock()
+	f.conns[at] = epoch
+	for r, n := range f.counted {
+		if r.Client == client && n == node && r.Epoch < epoch && r.Epoch != localEpoch {
+			f.watch(node, r, -1)
 		}
 	}
 	return true
@@ -565,9 +590,6 @@ func (f *fake) supersede(client string, node state.NodeID, epoch uint64) bool {
 
 func (q *fakeRequest) Answered(r *wire.Request, b *wire.Batch) {
 	fc := q.fc
-	fc.mu.Lock()
-	fc.undone = slices.DeleteFunc(fc.undone, func(x *fakeRequest) bool { return x == q })
-	fc.mu.Unlock()
 	h := wire.Header{Kind: q.kind | wire.KindAnswer, ID: q.id, Status: r.Status, Group: r.Group}
 	var meta []byte
 	switch {
@@ -600,7 +622,5 @@ func readSums(r *wire.Request) []byte {
 func (fc *fakeConn) Closed(c *wire.Conn, _ error) {
 	fc.f.mu.Lock()
 	delete(fc.f.links, c)
-	// What it left undone stays: a later connection's greeting drops it.
-	fc.f.links[c] = fc
 	fc.f.mu.Unlock()
 }

@@ -36,7 +36,9 @@ type peer struct {
 	fails   int       // in a row
 	retryAt int64     // broken: tick of the next try
 	lostAt  int64     // tick since which it can't be reached, 0 while it can
+	wanted  int64     // tick of the last request for it
 	pinged  bool      // since the last frame
+	relayed uint64    // epoch of requests that go through another node (R18), 0: none yet
 }
 
 type peerState uint8
@@ -55,6 +57,8 @@ const (
 	pingAfter   = time.Second
 	// A node that talks but owes an answer this long may have lost the request: it is asked again on a new connection.
 	answerMax = 30 * time.Second
+	// A node that nobody wants any more is not tried again.
+	forgetAfter = 10 * time.Second
 )
 
 func ticks(d time.Duration) int64 { return int64((d + tick - 1) / tick) }
@@ -71,24 +75,41 @@ func (c *Client) peer(id state.NodeID) *peer {
 // send sends a piece, or keeps it until that is possible.
 func (p *peer) send(pc *piece, m *state.Map, b *wire.Batch) {
 	p.mu.Lock()
-	if p.state != peerReady {
-		p.waiting.push(pc)
-		if p.state == peerIdle {
-			p.dial(m)
-		}
+	if p.state == peerReady {
+		conn := p.conn
+		p.put(pc)
 		p.mu.Unlock()
+		b.Flush(conn)
 		return
 	}
-	conn := p.conn
-	p.put(pc)
+	p.wanted = p.c.now.Load()
+	far := p.unreachable()
+	if far {
+		pc.epoch = p.relayEpoch(pc)
+	}
 	p.mu.Unlock()
-	b.Flush(conn)
+	if far && p.c.relay(pc, m, b) {
+		return
+	}
+	p.mu.Lock()
+	if p.state == peerReady { // in this moment
+		conn := p.conn
+		p.put(pc)
+		p.mu.Unlock()
+		b.Flush(conn)
+		return
+	}
+	p.waiting.push(pc)
+	if p.state == peerIdle {
+		p.dial(m)
+	}
+	p.mu.Unlock()
 }
 
 // put queues a request on the connection. mu is held.
 func (p *peer) put(pc *piece) {
 	r := &pc.req
-	pc.sent = p.c.now.Load()
+	pc.sent, pc.epoch = p.c.now.Load(), 0
 	p.meta = r.IO.Append(p.meta[:0])
 	h := wire.Header{Kind: r.Kind, Flags: r.Flags, ID: p.table.add(pc), Group: r.Group, Term: r.Term, From: p.epoch, To: pc.inc}
 	p.conn.Send(&h, p.meta, r.Data, r.Owner)
@@ -204,7 +225,7 @@ func (p *peer) greeted(conn *wire.Conn, f *wire.Frame, b *wire.Batch) {
 		return
 	}
 	p.set(peerReady)
-	p.fails, p.lostAt = 0, 0
+	p.fails, p.lostAt, p.relayed = 0, 0, 0
 	list := p.waiting.take()
 	p.mu.Unlock()
 	for pc := list.pop(); pc != nil; pc = list.pop() {
@@ -212,27 +233,34 @@ func (p *peer) greeted(conn *wire.Conn, f *wire.Frame, b *wire.Batch) {
 	}
 }
 
-// Closed: what was sent is to be sent again.
+// Closed: what was sent is to be sent again. What was relayed (R18) goes another way.
 func (p *peer) Closed(conn *wire.Conn, err error) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	if p.conn != conn {
+		p.mu.Unlock()
 		return
 	}
 	p.conn = nil
 	n := p.table.n
+	var relayed pieceList
+	p.table.takeIf(&relayed, func(pc *piece) bool { return pc.epoch != 0 })
 	p.table.takeIf(&p.waiting, func(*piece) bool { return true })
 	p.c.Stats.Reconnects.Add(1)
 	if !p.c.closed.Load() {
 		p.c.log.Debug("connection lost", "node", p.node, "unanswered", n, "error", err)
 	}
 	p.broken()
+	p.mu.Unlock()
+	for pc := relayed.pop(); pc != nil; pc = relayed.pop() {
+		p.c.peer(pc.node).renewRelay(pc.epoch)
+		p.c.retry(pc, 0)
+	}
 }
 
 // parse fills a request's outcome from an answer.
 func (p *piece) parse(f *wire.Frame) error {
 	r := &p.req
-	if f.Kind&^wire.KindAnswer != r.Kind {
+	if k := f.Kind &^ wire.KindAnswer; k != r.Kind && k != wire.KindRelay {
 		return fmt.Errorf("%s for a %s", f.Kind, r.Kind)
 	}
 	r.Status = f.Status
@@ -284,7 +312,7 @@ func (p *peer) sweep(m *state.Map, b *wire.Batch) {
 	p.mu.Lock()
 	elsewhere := func(pc *piece) bool {
 		g := m.Group(pc.group())
-		return g == nil || g.Primary.Node != p.node || g.Primary.Inc != pc.inc
+		return g == nil || g.Primary.Node != pc.node || g.Primary.Inc != pc.inc || g.Resumes != pc.resumes
 	}
 	var list pieceList
 	p.table.takeIf(&list, elsewhere)
@@ -304,16 +332,19 @@ func (p *peer) sweep(m *state.Map, b *wire.Batch) {
 }
 
 // look asks whether the node is silent, and whether it is time to try again. The tender calls it.
-func (p *peer) look(m *state.Map, now int64) {
+func (p *peer) look(m *state.Map, now int64, b *wire.Batch) {
 	p.mu.Lock()
 	var end *wire.Conn
 	var why error
+	var far bool
+	var list pieceList
 	silence := ticks(p.c.cfg.SilenceMax)
 	switch p.state {
 	case peerBroken:
 		n := m.Node(p.node)
+		far = p.unreachable()
 		switch {
-		case p.waiting.n == 0:
+		case p.waiting.n == 0 && now-p.wanted > ticks(forgetAfter):
 			p.set(peerIdle)
 			p.fails, p.lostAt = 0, 0
 		case now >= p.retryAt || n != nil && n.Inc != p.inc:
@@ -326,9 +357,15 @@ func (p *peer) look(m *state.Map, now int64) {
 	case peerReady:
 		end, why = p.silent(now, silence)
 	}
+	if far {
+		list = p.waiting.take()
+	}
 	p.mu.Unlock()
 	if end != nil {
 		end.Close(why)
+	}
+	for pc := list.pop(); pc != nil; pc = list.pop() {
+		p.c.dispatch(pc, b)
 	}
 }
 

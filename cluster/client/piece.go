@@ -44,6 +44,10 @@ type piece struct {
 
 	node state.NodeID // it was sent to
 	inc  uint64       // of that node
+	// resumes of the group at that time: what was sent before a set resumed is never answered.
+	resumes uint64
+	// epoch under which it was relayed (R18); 0: it was not.
+	epoch uint64
 
 	until time.Time // parked: not before
 	want  uint64    // parked: not before a map of this index

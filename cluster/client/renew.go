@@ -156,5 +156,6 @@ func (s *session) renewed() {
 	for p := list.pop(); p != nil; p = list.pop() {
 		s.c.retry(p, 0)
 	}
+	s.c.refollow.Store(true) // the session may have missed a map while it had lapsed
 	s.c.wakeTender()
 }

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"sync"
@@ -13,7 +14,9 @@ import (
 type retainedItem struct {
 	next  *retainedItem
 	seq   uint64 // place among the session's acknowledgements
-	lsn   uint64 // its number in the group
+	term  uint64 // with order: its first number, which says for ever what came before what
+	order uint64
+	lsn   uint64 // the number it has now, which says whether it survived
 	kind  wire.Kind
 	index uint32
 	off   uint32
@@ -58,7 +61,7 @@ type retained struct {
 func (k *retained) add(p *piece, seq uint64) *retainedItem {
 	it := itemPool.Get().(*retainedItem)
 	r := &p.req
-	*it = retainedItem{seq: seq, lsn: r.Done.LSN, kind: r.Kind, index: p.index, off: r.IO.Off, len: r.IO.Len, data: r.Data, owner: r.Owner}
+	*it = retainedItem{seq: seq, term: r.Done.Term, order: r.Done.LSN, lsn: r.Done.LSN, kind: r.Kind, index: p.index, off: r.IO.Off, len: r.IO.Len, data: r.Data, owner: r.Owner}
 	if it.owner != nil {
 		it.owner.Retain()
 	}
@@ -129,7 +132,7 @@ func (k *retained) remove(it *retainedItem) {
 	*k = list
 }
 
-// beyond lists the items with higher numbers, in the order of their numbers.
+// beyond lists the items with higher numbers, in the order in which they were first done.
 func (k *retained) beyond(lsn uint64) []*retainedItem {
 	var list []*retainedItem
 	for it := k.first; it != nil; it = it.next {
@@ -138,13 +141,7 @@ func (k *retained) beyond(lsn uint64) []*retainedItem {
 		}
 	}
 	slices.SortFunc(list, func(a, b *retainedItem) int {
-		switch {
-		case a.lsn < b.lsn:
-			return -1
-		case a.lsn > b.lsn:
-			return 1
-		}
-		return 0
+		return cmp.Or(cmp.Compare(a.term, b.term), cmp.Compare(a.order, b.order))
 	})
 	return list
 }

@@ -166,6 +166,7 @@ func (s *session) follow(m *state.Map, b *wire.Batch) {
 	}
 	old := s.ident.Load()
 	now := *old
+	s.followGroups(m, b)
 	if s.writer {
 		ses := m.Session(old.sess)
 		if ses == nil || ses.Gen != old.sessGen {
@@ -187,11 +188,15 @@ func (s *session) follow(m *state.Map, b *wire.Batch) {
 		now.index = m.Index
 		s.ident.Store(&now)
 	}
+}
+
+// followGroups looks which groups resumed.
+func (s *session) followGroups(m *state.Map, b *wire.Batch) {
 	s.mu.Lock()
 	groups := s.sgAll
 	s.mu.Unlock()
 	for _, sg := range groups {
-		if g := m.Group(sg.id); g != nil && (g.Resumes != sg.resumes.Load()) {
+		if g := m.Group(sg.id); g != nil && g.Resumes != sg.resumes.Load() {
 			s.resume(sg, b)
 		}
 	}

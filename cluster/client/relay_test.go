@@ -1,0 +1,62 @@
+package client
+
+import (
+	"bytes"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sheepdog-go/sheepdog/cluster/state"
+	"github.com/sheepdog-go/sheepdog/cluster/wire"
+)
+
+func TestR18UnreachablePrimaryIsReachedThroughOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t, 3)
+		f.vdi("alpha", 64<<20)
+		c := f.program()
+		d := open(t, c, "alpha")
+		id := f.Map().GroupFor(f.Map().Working("alpha"), 0)
+		f.move(id, 2)
+		if err := write(d, 0, pattern(4096, 1)); err != nil {
+			t.Fatal(err)
+		}
+		f.mu.Lock()
+		f.cut["node2"] = true
+		f.mu.Unlock()
+		f.hang(2)
+		at := time.Now()
+		if err := write(d, 0, pattern(4096, 2)); err != nil {
+			t.Fatal(err)
+		}
+		if d := time.Since(at); d < 4*time.Second || d > 7*time.Second {
+			t.Fatalf("went another way after %s", d)
+		}
+		at = time.Now()
+		for i := range 50 {
+			if err := write(d, 0, pattern(4096, byte(i))); err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(read(t, d, 0, 4096), pattern(4096, byte(i))) {
+				t.Fatal("read something else")
+			}
+		}
+		if d := time.Since(at); d > time.Second {
+			t.Fatalf("50 relayed writes took %s", d)
+		}
+		if err := flush(d); err != nil {
+			t.Fatal(err)
+		}
+		f.mu.Lock()
+		f.cut["node2"] = false
+		f.mu.Unlock()
+		time.Sleep(3 * time.Second)
+		n := f.count(wire.KindRead)
+		_ = read(t, d, 0, 4096)
+		if c.peer(2).state != peerReady || f.count(wire.KindRead) != n+1 {
+			t.Fatal("the direct way is not taken again")
+		}
+		_ = state.NoNode
+		closeAll(t, c, d)
+	})
+}
