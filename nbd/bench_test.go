@@ -55,6 +55,12 @@ func serveForBenchmark(kind, path string) {
 			panic(err)
 		}
 		go s.Serve(l)
+	case "async":
+		s, err := NewServer(Config{}, &fakeBackend{info: ExportInfo{Size: benchSize}, device: newLaterDevice})
+		if err != nil {
+			panic(err)
+		}
+		go s.Serve(l)
 	case "go-nbd":
 		mem := gonbd.NewMemoryBackend(make([]byte, benchSize))
 		go func() {
@@ -70,6 +76,42 @@ func serveForBenchmark(kind, path string) {
 	<-stop
 	l.Close()
 }
+
+// laterDevice answers each batch from another goroutine, as a Device does that asks other machines.
+type laterDevice struct {
+	disk  *MemDisk
+	batch []*Request
+	work  chan []*Request
+	spare chan []*Request
+}
+
+func newLaterDevice() Device {
+	d := &laterDevice{disk: NewMemDisk(benchSize), work: make(chan []*Request, 64), spare: make(chan []*Request, 64)}
+	go func() {
+		for batch := range d.work {
+			conn := batch[0].Conn()
+			for _, r := range batch {
+				d.disk.Submit(r)
+			}
+			conn.Flush()
+			d.spare <- batch[:0]
+		}
+	}()
+	return d
+}
+
+func (d *laterDevice) Submit(r *Request) { d.batch = append(d.batch, r) }
+
+func (d *laterDevice) Push() {
+	d.work <- d.batch
+	select {
+	case d.batch = <-d.spare:
+	default:
+		d.batch = nil
+	}
+}
+
+func (d *laterDevice) Close() error { close(d.work); return nil }
 
 // startServer starts one of the servers that are compared, and returns its process.
 func startServer(b testing.TB, kind string) (pid int, sock string) {
@@ -192,7 +234,8 @@ func cpu(pid int) time.Duration {
 }
 
 // BenchmarkServers compares this package over memory with others on the same machine: requests, and the server's processor time
-// for each (cpu-us/op), which does not depend on what else the machine is doing.
+// for each (cpu-us/op), which does not depend on what else the machine is doing. "async"
+// is ours with a Device that answers from another goroutine.
 func BenchmarkServers(b *testing.B) {
 	for _, j := range []struct {
 		name  string
@@ -203,7 +246,7 @@ func BenchmarkServers(b *testing.B) {
 		{"read4k/qd1", false, 4 << 10, 1}, {"read4k/qd32", false, 4 << 10, 32}, {"write4k/qd1", true, 4 << 10, 1}, {"write4k/qd32", true, 4 << 10, 32},
 		{"read128k/qd8", false, 128 << 10, 8}, {"write128k/qd8", true, 128 << 10, 8},
 	} {
-		for _, kind := range []string{"ours", "nbdkit", "qemu-nbd", "go-nbd"} {
+		for _, kind := range []string{"ours", "async", "nbdkit", "qemu-nbd", "go-nbd"} {
 			b.Run(j.name+"/"+kind, func(b *testing.B) {
 				pid, sock := startServer(b, kind)
 				warm := newLoad(b, sock, true, 1<<20)

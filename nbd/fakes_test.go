@@ -14,6 +14,7 @@ type fakeBackend struct {
 	submit func(r *Request)
 	push   func()
 	open   func(ctx context.Context) error
+	device func() Device // instead of the fake one
 
 	lists, infos, opens, closes atomic.Int32
 
@@ -44,6 +45,9 @@ func (b *fakeBackend) Open(ctx context.Context, name string) (Device, ExportInfo
 	b.mu.Lock()
 	b.ctxs = append(b.ctxs, ctx)
 	b.mu.Unlock()
+	if b.device != nil {
+		return b.device(), b.info, nil
+	}
 	return &fakeDevice{b: b}, b.info, nil
 }
 
