@@ -1,0 +1,60 @@
+package nbd
+
+// Admission: a request holds part of two budgets, its connection's and the server's, from before its payload is read until its reply
+// is on its way. Where there is no room the reader waits, and so, behind it, does the client.
+
+// admit waits until the budgets have room for a request.
+func (c *Conn) admit(r *Request, cost int64) error {
+	if c.tryAdmit(cost) {
+		r.cost = cost
+		return nil
+	}
+	c.endBatch()
+	ok := false
+	defer c.srv.budget.forget(c)
+	c.waitUntil(func() bool {
+		if c.dead != nil {
+			return true
+		}
+		if c.roomFor(cost) {
+			c.srv.budget.await(c, c.held, cost)
+			ok = c.tryAdmitLocked(cost)
+		}
+		return ok
+	})
+	if !ok {
+		return c.deathCause()
+	}
+	r.cost = cost
+	return nil
+}
+
+func (c *Conn) tryAdmit(cost int64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.tryAdmitLocked(cost)
+}
+
+func (c *Conn) tryAdmitLocked(cost int64) bool {
+	if !c.roomFor(cost) || !c.srv.budget.take(c.held, cost) {
+		return false
+	}
+	c.held += cost
+	c.inFlight++
+	return true
+}
+
+// roomFor tells whether the connection's own bounds allow a request. One request always is. Under mu.
+func (c *Conn) roomFor(cost int64) bool {
+	return c.held == 0 || c.held+cost <= c.srv.cfg.MaxConnBytes && c.inFlight < c.srv.cfg.MaxRequests
+}
+
+// release undoes admit for a request that never began.
+func (c *Conn) release(r *Request) {
+	c.mu.Lock()
+	c.held -= r.cost
+	c.inFlight--
+	c.mu.Unlock()
+	c.srv.budget.give(r.cost)
+	r.free()
+}
