@@ -146,7 +146,7 @@ func (op *Op) piece() *piece {
 // pieceDone takes the outcome of a piece. The piece's count keeps the Op from being finished until the last line.
 func (op *Op) pieceDone(p *piece, err error, b *wire.Batch) {
 	if err != nil {
-		op.failed.CompareAndSwap(nil, &err)
+		op.fail(err)
 	}
 	if p != &op.first && op.Kind != wire.KindExtents {
 		putPiece(p)
@@ -156,6 +156,9 @@ func (op *Op) pieceDone(p *piece, err error, b *wire.Batch) {
 	}
 	op.release(b)
 }
+
+// fail notes the first error.
+func (op *Op) fail(err error) { op.failed.CompareAndSwap(nil, &err) }
 
 // release gives one count back; the last one finishes the Op.
 func (op *Op) release(b *wire.Batch) {
