@@ -16,8 +16,9 @@
 //	intact      current, not ended, node not removed: it has lost nothing
 //	in service  intact, and named in the command's Leased
 //
-// A member of an in-sync set "may return" (R10) as long as its node has not been removed and has registered nothing newer, or has but
-// the set is lost (see below), in which case the newer incarnation stands for it.
+// A member that ended never comes back itself, but its node does, with what the member had on its disk. So for R10 a member "may return" whether it ended
+// or not, as long as its node has not been removed and has registered nothing newer. Once it has, that is what returned: in a set where
+// others are in service it begins outside (R6) and does not count; in a lost set it stands for the member that it was, in Back.
 //
 // # A group's in-sync set
 //

@@ -557,3 +557,46 @@ func TestKinds(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestCollectByGroup: a group that merged an heir away goes on with what is beneath it, whatever the other groups do.
+func TestCollectByGroup(t *testing.T) {
+	m, _ := cluster(t, 1, 1, 2)
+	m, _ = must(t, m, Command{CreateVDI: &CreateVDI{Name: "a", Size: 1 << 20}})
+	m = frozen(t, frozen(t, m, "a", "x"), "a", "y")
+	x, _ := m.Lookup("a", "x")
+	y, _ := m.Lookup("a", "y")
+	top := m.Working("a")
+	m, _ = must(t, m, Command{CloneVDI: &CloneVDI{Name: "a", Snap: "x", New: "b"}})
+	m, _ = must(t, m, Command{DeleteVDI: &DeleteVDI{Name: "a", Snap: "x"}})
+	m, _ = must(t, m, Command{DeleteVDI: &DeleteVDI{Name: "a", Snap: "y"}})
+	expect := func(v *VDI, g GroupID, want Plan) {
+		t.Helper()
+		if got := m.CollectPlan(v.Vid, g); got != want {
+			t.Errorf("%s in group %d: %+v, not %+v", v.Tag, g, got, want)
+		}
+	}
+	expect(x, 0, Plan{Do: PlanKeep})
+	refused(t, m, Command{Collected: &Collected{Vid: x.Vid, Gen: x.Gen, Groups: []GroupID{0}}}, Invalid, "still read it")
+	refused(t, m, Command{Collected: &Collected{Vid: x.Vid, Gen: x.Gen + 1, Groups: []GroupID{0}}}, Stale, "generation")
+	refused(t, m, Command{Collected: &Collected{Vid: y.Vid, Gen: y.Gen, Groups: []GroupID{2}}}, Invalid, "nothing in group 2")
+	m, _ = must(t, m, Command{DeleteVDI: &DeleteVDI{Name: "b"}})
+	expect(x, 0, Plan{Do: PlanWait})
+	expect(y, 0, Plan{Do: PlanMerge, Into: top.Vid, IntoGen: top.Gen})
+	m, _ = must(t, m, Command{Collected: &Collected{Vid: y.Vid, Gen: y.Gen, Groups: []GroupID{0}}})
+	expect(y, 0, Plan{Do: PlanNone})
+	expect(x, 0, Plan{Do: PlanMerge, Into: top.Vid, IntoGen: top.Gen})
+	expect(x, 1, Plan{Do: PlanWait})
+	if got := m.Visible(x.Root); len(got) != 3 {
+		t.Errorf("visible: %x", got)
+	}
+	m, _ = must(t, m, Command{Collected: &Collected{Vid: x.Vid, Gen: x.Gen, Groups: []GroupID{0}}})
+	m, _ = must(t, m, Command{Collected: &Collected{Vid: y.Vid, Gen: y.Gen, Groups: []GroupID{1}}})
+	m, _ = must(t, m, Command{Collected: &Collected{Vid: x.Vid, Gen: x.Gen, Groups: []GroupID{1}}})
+	if chain := m.Chain(top.Vid); len(chain) != 1 || m.VDI(x.Vid) != nil {
+		t.Errorf("%v", chain)
+	}
+	// The family lives on under the root's vid, so nobody else gets it.
+	if m, res := must(t, m, Command{CreateVDI: &CreateVDI{Name: "a2", Size: 1}}); m.VDI(res.Vid).Root == x.Root {
+		t.Errorf("%06x", res.Vid)
+	}
+}

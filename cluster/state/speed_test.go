@@ -2,7 +2,9 @@ package state
 
 import (
 	"fmt"
+	"slices"
 	"testing"
+	"time"
 )
 
 // large is a cluster of 30 nodes with 2,048 groups and 10,000 VDIs.
@@ -121,4 +123,74 @@ func BenchmarkLookup(b *testing.B) {
 			m.Lookup("disk77", "")
 		}
 	})
+}
+
+// Test300 grows a cluster to 300 nodes, kills a tenth of it and heals it, and says how long that takes and how large the state is.
+func Test300(t *testing.T) {
+	m, all := cluster(t, 3, 3, 0)
+	var slowest time.Duration
+	step := func(c Command) {
+		began := time.Now()
+		next, res := m.Apply(m.Index+1, &c)
+		slowest = max(slowest, time.Since(began))
+		if err := res.Err(); err != nil {
+			t.Fatal(err)
+		}
+		m = next
+	}
+	// settle lets primaries carry the targets out: everybody who shall hold a group joins it, the others leave.
+	settle := func() (moved int) {
+		by := map[Member][]SetChange{}
+		for _, g := range m.Groups {
+			c := SetChange{Group: g.ID, Term: g.Term, To: g.Target[0]}
+			for _, id := range g.Target {
+				if b := m.Current(id); !slices.Contains(g.InSync, b) {
+					c.Add = append(c.Add, b)
+					moved++
+				}
+			}
+			for _, b := range g.InSync {
+				if !slices.Contains(g.Target, b.Node) {
+					c.Remove = append(c.Remove, b)
+				}
+			}
+			if c.Add != nil || c.Remove != nil || g.Primary.Node != c.To {
+				by[g.Primary] = append(by[g.Primary], c)
+			}
+		}
+		for _, b := range all { // not by ranging over a Go map: no two runs would be alike
+			if by[b] != nil {
+				step(Command{Sync: &SyncChange{By: b, Changes: by[b], Leased: all}})
+			}
+		}
+		return moved
+	}
+	for i := 3; i < 300; i++ {
+		b := Member{NodeID(i), uint64(100 + i)}
+		all = append(all, b)
+		step(Command{Register: &Register{UUID: fmt.Sprint("node", i), VNodes: 64, Inc: b.Inc, Zone: fmt.Sprint("rack", i%20)}})
+		step(Command{InService: &InService{Members: all[i:], Leased: all}})
+		settle()
+	}
+	dead := slices.Clone(all[270:])
+	all = all[:270]
+	step(Command{Ended: &Ended{Members: dead, Leased: all}})
+	lost := 0
+	for _, g := range m.Groups {
+		if g.Primary.Node == NoNode {
+			lost++
+		}
+	}
+	if lost > 10 { // all three members among a tenth of the nodes: one in a thousand
+		t.Errorf("%d groups are lost", lost)
+	}
+	for _, b := range dead {
+		step(Command{NodeOut: &NodeOut{Node: b.Node, Out: true}})
+	}
+	moved := settle()
+	b := written(t, m)
+	t.Logf("slowest command %v; healing moves %d of %d replicas, %d groups lost; the state is %d bytes", slowest.Round(time.Millisecond/10), moved, 3*len(m.Groups), lost, len(b))
+	if slowest > time.Second {
+		t.Errorf("a command took %v", slowest)
+	}
 }
