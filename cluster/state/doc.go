@@ -22,7 +22,7 @@
 //
 // # A group's in-sync set
 //
-// One function changes a set when members come and go (settle, in insync.go); primaries propose everything else (SyncChange).
+// One function changes a set when members come and go (settle.go); primaries propose everything else (SyncChange, insync.go).
 //
 //	                     SyncChange: add, remove, hand over (compare-and-set on the term)
 //	                              ┌────┐
