@@ -20,5 +20,5 @@
 // Requests that a browser sends for a foreign page are refused; there are no passwords, so the port belongs on a network that only
 // administrators and nodes reach.
 //
-// Goroutines: those of net/http, one per request, and while a request asks other nodes one per node asked (at most fanOutMax at once).
+// Goroutines: one that accepts, until the node's port is closed; those of net/http, one per request, and while a request asks other nodes one per node asked (at most fanOutMax at once).
 package admin

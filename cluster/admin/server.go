@@ -95,9 +95,9 @@ func NewServer(node LocalNode, log *slog.Logger, requests ...*Latency) *Server {
 	return s
 }
 
-// Serve answers on l until Close. It returns nil after that.
+// Serve answers on l until Shutdown, or until l is closed. It returns nil after that. Closing l is its owner's affair.
 func (s *Server) Serve(l net.Listener) error {
-	if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+	if err := s.http.Serve(newOwnListener(l)); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 		return fmt.Errorf("serve the admin API on %s: %w", l.Addr(), err)
 	}
 	return nil

@@ -47,6 +47,7 @@ func start(t *testing.T, n int) (*admintest.Cluster, []*admin.Client) {
 			if err := <-done; err != nil {
 				t.Error(err)
 			}
+			l.Close() // the port was not the API's own
 		})
 	}
 	return c, clients

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -150,7 +151,7 @@ func parse(c *cli.Context) (*options, error) {
 		return usage("invalid --connect-timeout %v", o.connect)
 	}
 	o.bind = net.JoinHostPort(c.String("bind"), strconv.Itoa(port))
-	for node := range strings.SplitSeq(c.String("address"), ",") {
+	for node := range strings.SplitSeq(cmp.Or(c.String("address"), "127.0.0.1"), ",") {
 		if node = strings.TrimSpace(node); node == "" {
 			continue
 		}

@@ -83,13 +83,18 @@ func (s *shell) dev(c *cli.Context) error {
 		if o.dir, err = os.MkdirTemp("", "sheep-dev-"); err != nil {
 			return systemf("make a temporary directory: %w", err)
 		}
-		defer os.RemoveAll(o.dir)
 	}
+	cleanup := func() {
+		if !keep {
+			os.RemoveAll(o.dir)
+		}
+	}
+	defer cleanup()
 	cluster, err := startDev(c.Context, o, log)
 	if err == nil {
 		s.welcome(o, keep)
 		err = cluster.wait(c.Context)
-		go exitOnSecondSignal()
+		go exitOnSecondSignal(cleanup)
 		if c.Context.Err() != nil {
 			s.printf("\nStopping...\n")
 		}

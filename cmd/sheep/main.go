@@ -48,11 +48,14 @@ func (s *shell) app() *cli.App {
 		Flags:                []cli.Flag{},
 		ExitErrHandler:       func(*cli.Context, error) {}, // run says it, once
 		Commands: []*cli.Command{
+			s.daemonCommand(),
+			s.devCommand(),
 			s.clusterCommand(),
 			s.nodeCommand(),
 			s.vdiCommand(),
 			s.completionCommand(),
 			s.manCommand(),
+			s.guardianCommand(),
 		},
 	}
 	app.Action = group(app.Commands)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -72,7 +73,7 @@ func style(c *cli.Context) output.Style {
 
 // address is host:port of the node to ask.
 func address(c *cli.Context) (string, error) {
-	a, port := c.String("address"), c.Int("port")
+	a, port := cmp.Or(c.String("address"), "127.0.0.1"), c.Int("port")
 	if port < 0 || port > 65535 {
 		return "", usagef("Invalid port %d: use 1 to 65535", port)
 	}

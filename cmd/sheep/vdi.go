@@ -237,7 +237,7 @@ type lockRow struct {
 
 func (s *shell) printLocks(st output.Style, m *state.Map) error {
 	rows := []lockRow{}
-	t := output.NewTable(output.Column{Title: "Name", Width: 8}, output.Column{Title: "Id", Width: 5, Right: true, Gap: 1},
+	t := output.NewTable(output.Column{Width: 1}, output.Column{Title: "Name", Width: 8, Gap: 1}, output.Column{Title: "Id", Width: 5, Right: true, Gap: 1},
 		output.Column{Title: "VDI id", Width: 7, Right: true, Gap: 1}, output.Column{Title: "Since", Width: 19}, output.Column{Title: "Owner node(s)"})
 	for _, sess := range m.Sessions {
 		v := m.VDI(sess.Vid)
@@ -246,7 +246,7 @@ func (s *shell) printLocks(st output.Style, m *state.Map) error {
 		}
 		row := lockRow{v.Name, fmt.Sprintf("%06x", v.Vid), sess.Owner, sess.Client, sess.Since}
 		rows = append(rows, row)
-		t.Row(row.Name, "0", row.Vid, row.Since.Local().Format(time.DateTime), row.Owner)
+		t.Row("", row.Name, "0", row.Vid, row.Since.Local().Format(time.DateTime), row.Owner)
 		if st == output.Raw {
 			output.Fields(s.out, row.Name, 0, row.Vid, row.Since, row.Owner)
 		}
