@@ -8,7 +8,7 @@ import (
 
 // Status is the cluster in a few words and numbers.
 type Status struct {
-	State   string    `json:"state"` // running, degraded, waiting, unformatted, shutting down
+	State   string    `json:"state"` // running, degraded, waiting, unformatted, joining, shutting down
 	Text    string    `json:"text"`  // the whole line, as `cluster info` prints it
 	Cluster string    `json:"cluster,omitempty"`
 	Created time.Time `json:"created,omitzero"`

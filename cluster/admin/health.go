@@ -60,8 +60,10 @@ func inPlace(g *state.Group) bool {
 }
 
 // describe finds the state's name and line, with what is being done about it.
-func describe(m *state.Map, h Health, p Progress) (name, text string) {
+func describe(m *state.Map, cluster string, h Health, p Progress) (name, text string) {
 	switch {
+	case !m.Formatted() && cluster != "":
+		return "joining", "waiting for the other nodes of the cluster: a majority must be up"
 	case !m.Formatted():
 		return "unformatted", state.ErrUnformatted.Error()
 	case m.ShutDown:

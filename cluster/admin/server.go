@@ -22,6 +22,8 @@ type LocalNode interface {
 	ID() state.NodeID
 	// Map is the agreed map as this node has applied it; never nil.
 	Map() *state.Map
+	// Cluster is the cluster that this node belongs to; "" if to none yet. A node that was just started knows it before it has the map.
+	Cluster() string
 	// Wait returns nil once Map().Index is at least index.
 	Wait(ctx context.Context, index uint64) error
 	// Propose returns nil once the command's result is known.
@@ -169,7 +171,7 @@ func (s *Server) getStatus(_ http.ResponseWriter, r *http.Request) (any, error) 
 	if st.Health.Full < st.Health.Groups {
 		st.Moving = sumProgress(s.allNodes(r.Context()))
 	}
-	st.State, st.Text = describe(m, st.Health, st.Moving)
+	st.State, st.Text = describe(m, s.node.Cluster(), st.Health, st.Moving)
 	return st, nil
 }
 

@@ -47,7 +47,7 @@ func (s *shell) clusterInfo(c *cli.Context) error {
 			s.printf("Cluster status: %s\n", st.Text)
 			s.describePools(&st)
 		}
-		if st.State != "unformatted" {
+		if len(st.Epochs) > 0 {
 			s.epochs(c, &st)
 		}
 		return nil
@@ -100,7 +100,7 @@ func (s *shell) clusterFormat(c *cli.Context) error {
 		if err != nil {
 			return err
 		}
-		if st.State != "unformatted" {
+		if st.State != "unformatted" && st.State != "joining" {
 			if err := s.confirm(c, "This cluster is formatted already: formatting it again destroys every VDI on it."); err != nil {
 				return err
 			}

@@ -130,7 +130,7 @@ func startDev(ctx context.Context, o *devOptions, log *slog.Logger) (*devCluster
 	defer cancel()
 	client := admin.NewClient(net.JoinHostPort(devHost(0), strconv.Itoa(o.port)))
 	defer client.Close()
-	return cluster, prepareDev(ctx, client, o)
+	return cluster, prepareDev(ctx, client, o, cluster.nodes[0].node.Cluster() != "")
 }
 
 func devHost(i int) string { return fmt.Sprintf("127.0.0.%d", i+1) }
@@ -148,31 +148,23 @@ func (o *devOptions) node(i int) *nodeOptions {
 	return n
 }
 
-// prepareDev waits until the nodes have found each other, formats, waits until all groups are served, and makes the demo VDI.
-func prepareDev(ctx context.Context, a *admin.Client, o *devOptions) error {
+// prepareDev waits until the nodes have found each other, formats, waits until all groups are served, and makes the demo VDI. A cluster that is kept
+// from an earlier time is only waited for.
+func prepareDev(ctx context.Context, a *admin.Client, o *devOptions, kept bool) error {
 	var st admin.Status
-	kept := false
-	err := eventually(ctx, func() (bool, error) {
-		var err error
-		if st, err = a.Status(ctx); err != nil {
-			return false, err
-		}
-		kept = st.State != "unformatted"
-		if kept {
-			return true, nil
-		}
-		nodes, err := a.Nodes(ctx)
-		return len(nodes) == o.nodes, err
-	})
-	if err != nil {
-		return fmt.Errorf("wait for the nodes to find each other: %w", err)
-	}
 	if !kept {
+		err := eventually(ctx, func() (bool, error) {
+			nodes, err := a.Nodes(ctx)
+			return len(nodes) == o.nodes, err
+		})
+		if err != nil {
+			return fmt.Errorf("wait for the nodes to find each other: %w", err)
+		}
 		if err := a.Format(ctx, admin.FormatRequest{Copies: o.copies}); err != nil {
 			return fmt.Errorf("format: %w", err)
 		}
 	}
-	err = eventually(ctx, func() (bool, error) {
+	err := eventually(ctx, func() (_ bool, err error) {
 		st, err = a.Status(ctx)
 		return err == nil && (st.State == "running" || kept && st.State == "degraded"), err
 	})
@@ -217,8 +209,11 @@ func (d *devCluster) wait(ctx context.Context) error {
 	return <-first
 }
 
-// stop stops all nodes at once.
+// stop stops all nodes at once: on purpose, so that all are in sync when they start again.
 func (d *devCluster) stop(ctx context.Context) error {
+	if len(d.nodes) > 0 {
+		d.nodes[0].leaveTogether(ctx)
+	}
 	errs := make([]error, len(d.nodes))
 	var wg sync.WaitGroup
 	for i, n := range d.nodes {

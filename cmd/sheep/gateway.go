@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -24,10 +23,6 @@ type gateway struct {
 	options *nodeOptions
 	log     *slog.Logger
 	ready   atomic.Pointer[served]
-
-	ctx    context.Context
-	cancel context.CancelFunc
-	wg     sync.WaitGroup
 }
 
 // served is what there is once the node is part of a cluster.
@@ -37,26 +32,11 @@ type served struct {
 }
 
 func newGateway(n *node.Node, o *nodeOptions, log *slog.Logger) *gateway {
-	g := &gateway{node: n, options: o, log: log}
-	g.ctx, g.cancel = context.WithCancel(context.Background())
-	g.wg.Go(g.open)
-	return g
+	return &gateway{node: n, options: o, log: log}
 }
 
-// open waits until the node has a number, then makes the client.
+// open makes the client, once the node has a number.
 func (g *gateway) open() {
-	sub := g.node.Subscribe()
-	defer sub.Cancel()
-	again := time.NewTicker(50 * time.Millisecond) // the number comes a moment after the map that holds it
-	defer again.Stop()
-	for g.node.Self().Node == state.NoNode {
-		select {
-		case <-sub.C:
-		case <-again.C:
-		case <-g.ctx.Done():
-			return
-		}
-	}
 	cfg := client.Config{Maps: nodeMaps{g.node}, Net: g.node.Net(), Propose: g.node.Propose, Local: g.node.Engine(), LocalNode: g.node.Self().Node,
 		Owner: g.node.Addr(), Logger: g.log}
 	if g.options.small {
@@ -71,8 +51,6 @@ func (g *gateway) open() {
 }
 
 func (g *gateway) close() {
-	g.cancel()
-	g.wg.Wait()
 	if s := g.ready.Load(); s != nil {
 		s.client.Close()
 	}

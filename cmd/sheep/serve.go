@@ -34,6 +34,8 @@ type runningNode struct {
 	tellOnce sync.Once
 	broken   chan error // a server that ended by itself
 	serving  sync.WaitGroup
+	settling sync.WaitGroup // what is done in the background once the node is registered
+	unsettle context.CancelFunc
 	stopOnce sync.Once
 	stopErr  error
 }
@@ -62,6 +64,14 @@ func startNode(ctx context.Context, o *nodeOptions, log *slog.Logger) (*runningN
 	for _, l := range listeners {
 		n.serve(func() error { return n.nbd.Serve(l) })
 	}
+	settle, cancel := context.WithCancel(context.Background())
+	n.unsettle = cancel
+	n.settling.Go(func() { n.revive(settle) })
+	n.settling.Go(func() {
+		if n.registered(settle) {
+			n.gateway.open()
+		}
+	})
 	log.Info("node started", "address", n.node.Addr(), "directories", o.dirs, "nbd", o.nbd, "socket", o.nbdSocket, "uuid", n.node.UUID())
 	return n, nil
 }
@@ -95,6 +105,8 @@ func (n *runningNode) tell() { n.tellOnce.Do(func() { close(n.told) }) }
 // stop ends everything in the order in which it depends on each other. It may be called more than once.
 func (n *runningNode) stop(ctx context.Context) error {
 	n.stopOnce.Do(func() {
+		n.unsettle()
+		n.settling.Wait()
 		drain, cancel := context.WithTimeout(ctx, drainTimeout)
 		defer cancel()
 		if err := n.nbd.Shutdown(drain); err != nil {

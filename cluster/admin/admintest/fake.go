@@ -169,6 +169,8 @@ func (n *Node) Met() []admin.Peer {
 	return list
 }
 
+func (n *Node) Cluster() string { return n.Map().Cluster }
+
 func (n *Node) Leader() string { return n.c.addrs[0] }
 
 func (n *Node) Self() admin.Self {
