@@ -21,10 +21,13 @@ type Callers struct {
 	ended bool
 }
 
-// callerSlot is one address; its lock is held while it is dialled, so that many who ask share one dial.
+// callerSlot is one address. The turn is taken while it is dialled, so that many who ask share one dial.
 type callerSlot struct {
-	mu sync.Mutex
-	c  *wire.Caller
+	turn turn
+
+	mu    sync.Mutex // guards what follows
+	c     *wire.Caller
+	ended bool
 }
 
 // NewCallers makes one that dials through n.
@@ -35,7 +38,7 @@ func (cs *Callers) Do(ctx context.Context, addr string, h wire.Header, meta []by
 	cs.mu.Lock()
 	s := cs.conns[addr]
 	if s == nil {
-		s = &callerSlot{}
+		s = &callerSlot{turn: newTurn()}
 		cs.conns[addr] = s
 	}
 	ended := cs.ended
@@ -43,7 +46,7 @@ func (cs *Callers) Do(ctx context.Context, addr string, h wire.Header, meta []by
 	if ended {
 		return wire.Header{}, nil, fmt.Errorf("%s of %s: this node is stopping", h.Kind, addr)
 	}
-	c, err := s.get(cs.net, addr)
+	c, err := s.get(ctx, cs.net, addr)
 	if err != nil {
 		return wire.Header{}, nil, err
 	}
@@ -51,16 +54,36 @@ func (cs *Callers) Do(ctx context.Context, addr string, h wire.Header, meta []by
 	return ans, meta, err
 }
 
-func (s *callerSlot) get(n wire.Network, addr string) (*wire.Caller, error) {
+// open is the connection, if there is one.
+func (s *callerSlot) open() *wire.Caller {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.c != nil && s.c.Err() == nil {
-		return s.c, nil
+	if s.c != nil && s.c.Err() != nil {
+		s.c = nil
 	}
-	s.c = nil
+	return s.c
+}
+
+func (s *callerSlot) get(ctx context.Context, n wire.Network, addr string) (*wire.Caller, error) {
+	if c := s.open(); c != nil {
+		return c, nil
+	}
+	if err := s.turn.take(ctx); err != nil {
+		return nil, fmt.Errorf("dial %s: %w", addr, err)
+	}
+	defer s.turn.pass()
+	if c := s.open(); c != nil {
+		return c, nil
+	}
 	c, err := wire.DialCaller(n, addr, dialTimeout)
 	if err != nil {
 		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended {
+		c.Close()
+		return nil, fmt.Errorf("dial %s: given up meanwhile", addr)
 	}
 	s.c = c
 	return c, nil
@@ -80,6 +103,7 @@ func (cs *Callers) Drop(addr string) {
 func (s *callerSlot) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.ended = true
 	if s.c != nil {
 		s.c.Close()
 	}

@@ -84,7 +84,8 @@ type Consensus struct {
 	store  *timedStore
 	bolt   *raftboltdb.BoltStore
 
-	proposing sync.Mutex    // log order is the order of Prepare
+	proposing turn          // log order is the order of Prepare
+	changing  turn          // one change of raft's members at a time
 	ready     atomic.Uint64 // the term this node leads and has begun; 0: none
 
 	leaderMu      sync.Mutex
@@ -98,7 +99,7 @@ type Consensus struct {
 
 // Open starts this node's raft. A store without anything in it waits: for Bootstrap, or for a leader that adds this node.
 func Open(cfg Config) (*Consensus, error) {
-	c := &Consensus{cfg: cfg, log: cfg.Logger, fsm: newFSM(), leaderChanged: make(chan struct{}), closing: make(chan struct{})}
+	c := &Consensus{cfg: cfg, log: cfg.Logger, fsm: newFSM(), proposing: newTurn(), changing: newTurn(), leaderChanged: make(chan struct{}), closing: make(chan struct{})}
 	logs, stable, snaps, err := c.openStore()
 	if err != nil {
 		return nil, err
@@ -363,10 +364,12 @@ func (c *Consensus) lead(term uint64) (end func()) {
 			return
 		}
 		c.log.Info("leading the cluster", "raftTerm", term)
-		c.proposing.Lock()
+		if c.proposing.take(ctx) != nil {
+			return
+		}
 		c.cfg.Begin(c, term)
 		c.ready.Store(term)
-		c.proposing.Unlock()
+		c.proposing.pass()
 		c.cfg.Lead(ctx, c, term)
 	}()
 	return func() {

@@ -1,6 +1,7 @@
 package consensus
 
 import (
+	"context"
 	"fmt"
 	"time"
 
@@ -38,6 +39,15 @@ func (c *Consensus) Voters() []string {
 		}
 	}
 	return list
+}
+
+// OneChange runs f, which may change raft's members, while nobody else does.
+func (c *Consensus) OneChange(ctx context.Context, f func() error) error {
+	if err := c.changing.take(ctx); err != nil {
+		return err
+	}
+	defer c.changing.pass()
+	return f()
 }
 
 // AddLearner has the leader send a node what is agreed, without a vote; or changes a server's address.

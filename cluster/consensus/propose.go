@@ -114,7 +114,7 @@ func (c *Consensus) proposeAt(ctx context.Context, addr string, cmd *state.Comma
 
 // ProposeHere has this node put cmd into the log, which it can only while it leads.
 func (c *Consensus) ProposeHere(ctx context.Context, cmd *state.Command) (state.Result, error) {
-	f, err := c.enqueue(cmd)
+	f, err := c.enqueue(ctx, cmd)
 	if err != nil {
 		return state.Result{}, err
 	}
@@ -139,9 +139,11 @@ func (c *Consensus) ProposeHere(ctx context.Context, cmd *state.Command) (state.
 }
 
 // enqueue prepares cmd and puts it into raft's queue.
-func (c *Consensus) enqueue(cmd *state.Command) (raft.ApplyFuture, error) {
-	c.proposing.Lock()
-	defer c.proposing.Unlock()
+func (c *Consensus) enqueue(ctx context.Context, cmd *state.Command) (raft.ApplyFuture, error) {
+	if err := c.proposing.take(ctx); err != nil {
+		return nil, err
+	}
+	defer c.proposing.pass()
 	term := c.Leading()
 	if term == 0 {
 		return nil, errNotLeading

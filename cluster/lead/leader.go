@@ -23,8 +23,6 @@ type Leader struct {
 	log    *slog.Logger
 	wakes  chan struct{}
 
-	membersMu sync.Mutex // held during a change of raft's configuration: one at a time
-
 	mu       sync.Mutex // guards what follows
 	cons     *consensus.Consensus
 	tasks    map[string]struct{}

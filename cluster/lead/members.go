@@ -2,6 +2,7 @@ package lead
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -100,10 +101,8 @@ func (l *Leader) members(ctx context.Context, m *state.Map) {
 	if change == nil {
 		return
 	}
-	l.task(ctx, "raft", func(context.Context) bool {
-		l.membersMu.Lock()
-		defer l.membersMu.Unlock()
-		if err := change(); err != nil {
+	l.task(ctx, "raft", func(ctx context.Context) bool {
+		if err := l.cons.OneChange(ctx, change); err != nil {
 			l.log.Info("change raft's members", "err", err)
 			return false
 		}
@@ -167,22 +166,25 @@ func (l *Leader) logged(what string, n *state.Node, err error) error {
 	return err
 }
 
+// ErrRefused is for nodes that may not join.
+var ErrRefused = errors.New("refused")
+
 // Admit has raft's log sent to a node that asks for it; it registers itself then.
-func (l *Leader) Admit(c *consensus.Consensus, w *wire.Who) error {
+func (l *Leader) Admit(ctx context.Context, c *consensus.Consensus, w *wire.Who) error {
 	if n := c.Map().NodeByUUID(w.UUID); n != nil {
 		if n.Removed {
-			return fmt.Errorf("node %d was removed from this cluster: empty its directory to join anew", n.ID)
+			return fmt.Errorf("%w: node %d was removed from this cluster: empty its directory to join anew", ErrRefused, n.ID)
 		}
 		if ago, _, ok := l.keeper.Heard(w.UUID); ok && ago < silentMax && n.Addr != w.Addr {
-			return fmt.Errorf("node %d is alive at %s: the directory at %s is a copy of its", n.ID, n.Addr, w.Addr)
+			return fmt.Errorf("%w: node %d is alive at %s: the directory at %s is a copy of its", ErrRefused, n.ID, n.Addr, w.Addr)
 		}
 	}
-	l.membersMu.Lock()
-	defer l.membersMu.Unlock()
-	for _, s := range c.Servers() {
-		if s.UUID == w.UUID && s.Addr == w.Addr {
-			return nil
+	return c.OneChange(ctx, func() error {
+		for _, s := range c.Servers() {
+			if s.UUID == w.UUID && s.Addr == w.Addr {
+				return nil
+			}
 		}
-	}
-	return c.AddLearner(w.UUID, w.Addr)
+		return c.AddLearner(w.UUID, w.Addr)
+	})
 }

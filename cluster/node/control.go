@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/sheepdog-go/sheepdog/cluster/consensus"
+	"github.com/sheepdog-go/sheepdog/cluster/lead"
 	"github.com/sheepdog-go/sheepdog/cluster/replica"
 	"github.com/sheepdog-go/sheepdog/cluster/state"
 	"github.com/sheepdog-go/sheepdog/cluster/wire"
@@ -231,11 +232,11 @@ func (n *Node) answerJoin(ctx context.Context, h wire.Header, meta []byte) (wire
 	case n.cons.Leading() == 0:
 		return n.passOn(ctx, h, meta)
 	}
-	if err := n.leader.Admit(n.cons, &w); err != nil {
-		if errors.Is(err, consensus.ErrNoLeader) {
-			return wire.StatusBehind, []byte(err.Error())
+	if err := n.leader.Admit(ctx, n.cons, &w); err != nil {
+		if errors.Is(err, lead.ErrRefused) {
+			return wire.StatusInvalid, []byte(err.Error())
 		}
-		return wire.StatusInvalid, []byte(err.Error())
+		return wire.StatusBehind, []byte(err.Error())
 	}
 	return wire.StatusOK, nil
 }

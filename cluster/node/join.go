@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"syscall"
 	"time"
 
 	"github.com/sheepdog-go/sheepdog/cluster/gossip"
@@ -113,7 +114,9 @@ func (n *Node) askToJoin() (last error) {
 // Format makes a cluster of this node and of all blank nodes that gossip knows. It returns once the cluster is formatted, as far as this
 // node knows, or refused.
 func (n *Node) Format(ctx context.Context, copies, minCopies, pgs int, force bool) error {
-	n.formatMu.Lock()
+	if !n.formatMu.TryLock() {
+		return fmt.Errorf("this node is formatting already: %w", syscall.EBUSY)
+	}
 	defer n.formatMu.Unlock()
 	if n.Map().Formatted() {
 		if force {
