@@ -60,7 +60,7 @@ func (q *request) add(op *client.Op) (more bool) {
 		}
 		more = false
 		for i := range r.Contexts() {
-			if r.AddExtent(i, to-from, flagsOf(e.State)) {
+			if r.AddExtent(i, to-from, flagsOf(e)) {
 				more = true
 			}
 		}
@@ -78,16 +78,9 @@ func (q *request) add(op *client.Op) (more bool) {
 	return more
 }
 
-func flagsOf(s uint8) uint64 {
-	switch s {
-	case stateAbsent, stateZero:
+func flagsOf(e wire.Extent) uint64 {
+	if client.Hole(e) {
 		return nbd.StateHole | nbd.StateZero
 	}
 	return 0
 }
-
-// States of blocks in wire.Extent that are not bytes.
-const (
-	stateAbsent = 0
-	stateZero   = 1
-)

@@ -240,12 +240,12 @@ func TestRetryableAnswersAreRetried(t *testing.T) {
 				c := f.program()
 				d := open(t, c, "alpha")
 				var n atomic.Int32
-				f.fault = func(state.NodeID, *wire.Request) verdict {
+				f.setFault(func(state.NodeID, *wire.Request) verdict {
 					if n.Add(1)%3 == 0 {
 						return serve
 					}
 					return v
-				}
+				})
 				for i := range 8 {
 					if err := write(d, uint64(i)*objectSize, pattern(8192, byte(i))); err != nil {
 						t.Fatal(err)
@@ -260,7 +260,7 @@ func TestRetryableAnswersAreRetried(t *testing.T) {
 				if c.Stats.Retries.Load()+c.Stats.Reconnects.Load() == 0 {
 					t.Fatal("nothing was retried")
 				}
-				f.fault = nil
+				f.setFault(nil)
 				closeAll(t, c, d)
 			})
 		})
@@ -271,12 +271,12 @@ func TestFinalAnswersEndARequest(t *testing.T) {
 	each(t, 3, func(t *testing.T, f *fake, c *Client) {
 		d := open(t, c, "alpha")
 		for v, want := range map[verdict]error{noSpace: syscall.ENOSPC, bad: syscall.EIO} {
-			f.fault = func(state.NodeID, *wire.Request) verdict { return v }
+			f.setFault(func(state.NodeID, *wire.Request) verdict { return v })
 			if err := write(d, 0, pattern(3*objectSize, 1)); !errors.Is(err, want) {
 				t.Errorf("%v, want %v", err, want)
 			}
 		}
-		f.fault = nil
+		f.setFault(nil)
 		if err := write(d, 0, pattern(3*objectSize, 2)); err != nil {
 			t.Error(err)
 		}
@@ -316,12 +316,12 @@ func TestMovedPrimaryIsFollowedAtOnce(t *testing.T) {
 		d := open(t, c, "alpha")
 		id := f.Map().GroupFor(f.Map().Working("alpha"), 0)
 		f.move(id, 0)
-		f.fault = func(n state.NodeID, _ *wire.Request) verdict {
+		f.setFault(func(n state.NodeID, _ *wire.Request) verdict {
 			if n == 0 {
 				return silent
 			}
 			return serve
-		}
+		})
 		done := start(d, &Op{Kind: wire.KindWrite, Len: 4096, Data: pattern(4096, 1)})
 		time.Sleep(100 * time.Millisecond)
 		f.mu.Lock()
@@ -335,7 +335,7 @@ func TestMovedPrimaryIsFollowedAtOnce(t *testing.T) {
 		if late := time.Since(at); late > 10*time.Millisecond {
 			t.Fatalf("followed after %s", late)
 		}
-		f.fault = nil
+		f.setFault(nil)
 		closeAll(t, c, d)
 	})
 }
@@ -345,12 +345,12 @@ func TestR15OverlappingWritesGoOneByOne(t *testing.T) {
 		d := open(t, c, "alpha")
 		var hold atomic.Bool
 		hold.Store(true)
-		f.fault = func(state.NodeID, *wire.Request) verdict {
+		f.setFault(func(state.NodeID, *wire.Request) verdict {
 			if hold.Load() {
 				return busy
 			}
 			return serve
-		}
+		})
 		var list []chan error
 		for i := range 20 { // each touches its neighbours, the fake watches
 			list = append(list, start(d, &Op{Kind: wire.KindWrite, Off: uint64(i) * 2048, Len: 6144, Data: pattern(6144, byte(i))}))

@@ -217,9 +217,9 @@ func (f *fake) serve(node state.NodeID, r *wire.Request, b *wire.Batch, drop fun
 	}
 	f.watch(node, r, 1)
 	v := serve
-	if f.fault != nil {
+	if fault := f.fault; fault != nil {
 		f.mu.Unlock()
-		v = f.fault(node, r)
+		v = fault(node, r)
 		f.mu.Lock()
 	}
 	answer := func() {
@@ -274,6 +274,13 @@ func (f *fake) serve(node state.NodeID, r *wire.Request, b *wire.Batch, drop fun
 		}
 	}
 	answer()
+}
+
+// setFault decides from now on what becomes of requests; nil: they are served.
+func (f *fake) setFault(fault func(state.NodeID, *wire.Request) verdict) {
+	f.mu.Lock()
+	f.fault = fault
+	f.mu.Unlock()
 }
 
 // watch counts unanswered changes by block and fails the test at the second one (R15). mu is held.

@@ -62,12 +62,12 @@ func TestR17FirstFlushCoversPredecessors(t *testing.T) {
 		d = open(t, c, "alpha")
 		var fail atomic.Bool
 		fail.Store(true)
-		f.fault = func(_ state.NodeID, r *wire.Request) verdict {
+		f.setFault(func(_ state.NodeID, r *wire.Request) verdict {
 			if r.Kind == wire.KindFlush && fail.Load() {
 				return bad
 			}
 			return serve
-		}
+		})
 		if err := flush(d); !errors.Is(err, syscall.EIO) {
 			t.Fatalf("flush: %v", err)
 		}
@@ -95,12 +95,12 @@ func TestConcurrentFlushesShare(t *testing.T) {
 		d := open(t, c, "alpha")
 		var hold atomic.Bool
 		hold.Store(true)
-		f.fault = func(_ state.NodeID, r *wire.Request) verdict {
+		f.setFault(func(_ state.NodeID, r *wire.Request) verdict {
 			if r.Kind == wire.KindFlush && hold.Load() {
 				return busy
 			}
 			return serve
-		}
+		})
 		write(d, 0, pattern(4096, 1))
 		var list []chan error
 		for range 50 {
@@ -203,15 +203,15 @@ func TestR17SecondResumeDuringResending(t *testing.T) {
 			}
 		}
 		var n atomic.Int32
-		f.fault = func(_ state.NodeID, r *wire.Request) verdict {
+		f.setFault(func(_ state.NodeID, r *wire.Request) verdict {
 			if r.Kind == wire.KindWrite && n.Add(1) > 10 {
 				return busy
 			}
 			return serve
-		}
+		})
 		f.powerCut(id, 5)
 		time.Sleep(5 * time.Millisecond)
-		f.fault = nil
+		f.setFault(nil)
 		f.powerCut(id, 7)
 		if got := read(t, d, 0, len(want)); !bytes.Equal(got, want) {
 			t.Fatal("acknowledged writes are lost")
@@ -231,12 +231,12 @@ func TestR17WhatCannotBeSentAgainFailsReadsAndTheNextFlush(t *testing.T) {
 		write(d, 4096, pattern(4096, 2))
 		var full atomic.Bool
 		full.Store(true)
-		f.fault = func(_ state.NodeID, r *wire.Request) verdict {
+		f.setFault(func(_ state.NodeID, r *wire.Request) verdict {
 			if r.Kind == wire.KindWrite && r.IO.Off == 0 && full.Load() {
 				return noSpace
 			}
 			return serve
-		}
+		})
 		f.powerCut(id, 0)
 		b := make([]byte, 4096)
 		if err := do(d, &Op{Kind: wire.KindRead, Len: 4096, Data: b}); !errors.Is(err, syscall.EIO) {

@@ -75,7 +75,7 @@ func newModel(t *testing.T, seed uint64) *model {
 	faults := rand.New(rand.NewPCG(seed, 2))
 	rate := faults.Float64() * 0.2
 	local := m.c.cfg.LocalNode
-	m.f.fault = func(node state.NodeID, r *wire.Request) verdict {
+	m.f.setFault(func(node state.NodeID, r *wire.Request) verdict {
 		m.f.mu.Lock()
 		defer m.f.mu.Unlock()
 		if faults.Float64() >= rate {
@@ -86,7 +86,7 @@ func newModel(t *testing.T, seed uint64) *model {
 			list = list[:3] // a primary in the same process always answers
 		}
 		return list[faults.IntN(len(list))]
-	}
+	})
 	return m
 }
 
@@ -234,6 +234,6 @@ func (m *model) end() {
 			}
 		}
 	}
-	m.f.fault = nil
+	m.f.setFault(nil)
 	closeAll(m.t, m.c, m.d)
 }
