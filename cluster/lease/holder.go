@@ -68,7 +68,7 @@ func (h *Holder) Granted(g *wire.Grant) (newStamp bool) {
 		h.stampTerm, h.stamp, newStamp = g.Term, g.Stamp, true
 	}
 	now := h.clock()
-	if g.Granted == 0 || g.Granted > int64(now) || g.Granted < int64(h.since) || h.member.Node == state.NoNode {
+	if g.Granted == 0 || g.Granted > int64(now) || g.Granted <= int64(h.since) || h.member.Node == state.NoNode {
 		return newStamp
 	}
 	if g.Granted > h.next.Granted {

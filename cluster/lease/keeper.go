@@ -24,7 +24,7 @@ type Keeper struct {
 
 	mu      sync.Mutex // guards what follows; no call is made under it but clock's and raft's
 	raft    Raft
-	lead    uint64     // the term this node leads and has begun; 0: none
+	lead    uint64 // the term this node leads and has begun; 0: none
 	m       *state.Map
 	touched time.Duration
 	grace   time.Duration // until then leases are assumed, not known
