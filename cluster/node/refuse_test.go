@@ -1,0 +1,104 @@
+package node
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// refusedAtStart wants Start to fail with one line that says what was wrong.
+func refusedAtStart(t *testing.T, cfg Config, says string) {
+	t.Helper()
+	n, err := Start(cfg)
+	if err == nil {
+		stop(t, n)
+		t.Fatalf("started, though %s", says)
+	}
+	if !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "\n") {
+		t.Errorf("refused with %q, want one line with %q", err, says)
+	}
+}
+
+// refusedLater wants a started node to give up with such a line.
+func refusedLater(t *testing.T, n *Node, says string) {
+	t.Helper()
+	select {
+	case <-n.Done():
+	case <-time.After(15 * time.Second):
+		t.Fatalf("goes on, though %s", says)
+	}
+	if err := n.Err(); !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "\n") {
+		t.Errorf("gave up with %q, want one line with %q", err, says)
+	}
+	stop(t, n)
+}
+
+func single(t *testing.T, dir string, i int) *Node {
+	n := startNode(t, config(t, dir, i))
+	format(t, n, 1)
+	eventually(t, 5*time.Second, "it serves", allServe(n))
+	return n
+}
+
+func TestRefusals(t *testing.T) {
+	dir := t.TempDir()
+	n := single(t, dir, 1)
+	cfg := config(t, dir, 1)
+	cfg.Listen = "127.0.0.2:17000"
+	refusedAtStart(t, cfg, "in use by another daemon")
+	refusedAtStart(t, config(t, t.TempDir(), 1), "address already in use")
+
+	// A directory of another cluster.
+	other := single(t, dir, 2)
+	stop(t, other)
+	lost := startNode(t, config(t, dir, 2, "127.0.0.1"))
+	_ = lost // it was alone in its cluster and goes on alone: being told to join another is only logged
+	eventually(t, 5*time.Second, "it serves its own", allServe(lost))
+	stop(t, lost)
+
+	// A store of another cluster under a blank node.
+	if err := os.Remove(filepath.Join(dir, "2", epochDir, identityName)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Join(dir, "2", epochDir, "raft")); err != nil {
+		t.Fatal(err)
+	}
+	refusedAtStart(t, config(t, dir, 2, "127.0.0.1"), "belongs to cluster")
+	if !allServe(n)() {
+		t.Error("the refusals disturbed a node")
+	}
+}
+
+func TestWrongClusterIsRefused(t *testing.T) {
+	dir := t.TempDir()
+	single(t, dir, 1)
+	nodes := []*Node{startNode(t, config(t, dir, 2)), startNode(t, config(t, dir, 3, "127.0.0.2"))}
+	eventually(t, 5*time.Second, "they meet", func() bool { return len(nodes[0].Met()) == 2 })
+	format(t, nodes[0], 2)
+	eventually(t, 5*time.Second, "they serve", allServe(nodes...))
+	stop(t, nodes[0])
+	stop(t, nodes[1])
+	// Alone of its cluster, and told to join another.
+	refusedLater(t, startNode(t, config(t, dir, 3, "127.0.0.1")), "belongs to cluster")
+}
+
+func TestR5OlderCopyIsRefused(t *testing.T) {
+	dir := t.TempDir()
+	nodes := []*Node{startNode(t, config(t, dir, 1)), startNode(t, config(t, dir, 2, "127.0.0.1"))}
+	eventually(t, 5*time.Second, "they meet", func() bool { return len(nodes[0].Met()) == 2 })
+	third := startNode(t, config(t, dir, 3, "127.0.0.1"))
+	eventually(t, 5*time.Second, "they meet", func() bool { return len(nodes[0].Met()) == 3 })
+	format(t, nodes[0], 2)
+	eventually(t, 5*time.Second, "they serve", allServe(nodes[0], nodes[1], third))
+	stop(t, third)
+	copied := t.TempDir()
+	if err := os.CopyFS(filepath.Join(copied, "3"), os.DirFS(filepath.Join(dir, "3"))); err != nil {
+		t.Fatal(err)
+	}
+	third = startNode(t, config(t, dir, 3, "127.0.0.1"))
+	eventually(t, 10*time.Second, "it serves", allServe(third))
+	stop(t, third)
+	refusedLater(t, startNode(t, config(t, copied, 3, "127.0.0.1")), "not node")
+}
