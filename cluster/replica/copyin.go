@@ -166,6 +166,7 @@ func (g *group) copyData(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 			return objstore.ErrChecksum
 		}
 		err := cp.Put(objstore.Vid(it.Vid), int(it.Block), it.CRC, data[:objstore.BlockSize])
+		g.copyPut[versionBlock{objstore.Vid(it.Vid), it.Block}] = struct{}{}
 		data = data[objstore.BlockSize:]
 		return err
 	})
@@ -187,7 +188,7 @@ func (g *group) copyOf(key objstore.Key) (*objstore.Copy, error) {
 		if err != nil {
 			return nil, err
 		}
-		g.copy, g.copyKey = cp, key
+		g.copy, g.copyKey, g.copyPut = cp, key, map[versionBlock]struct{}{}
 	}
 	return g.copy, nil
 }
@@ -198,7 +199,11 @@ func (g *group) install(u *objstore.Unit) error {
 	if err != nil {
 		return err
 	}
-	eachPresent(u, func(vb versionBlock, _ uint32) { cp.Keep(vb.vid, int(vb.block)) }) // what was put goes before what is kept
+	eachPresent(u, func(vb versionBlock, _ uint32) {
+		if _, ok := g.copyPut[vb]; !ok {
+			cp.Keep(vb.vid, int(vb.block))
+		}
+	})
 	if err := cp.Install(u); err != nil {
 		return err
 	}

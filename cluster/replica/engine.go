@@ -43,6 +43,7 @@ const (
 	syncSilenceMax = 8 * time.Second
 	readersMax     = 64   // goroutines that wait for cold blocks
 	parkedMax      = 4096 // requests waiting in one group
+	tailMax        = 4096 // numbered and uncommitted entries of one group
 )
 
 // Engine keeps all groups of one node.

@@ -50,6 +50,7 @@ type group struct {
 	ending  bool           // the mark of that is being taken off
 	copy    *objstore.Copy // the object that is being copied to us
 	copyKey objstore.Key
+	copyPut map[versionBlock]struct{} // its blocks that came
 
 	// As a primary.
 	term     uint64 // the one we number and send under
@@ -278,10 +279,10 @@ func (g *group) goOn(b *wire.Batch) {
 
 // setMembers makes the list of replicas follow the agreed set; joiners stay. mu is held.
 func (g *group) setMembers() {
-	self := g.e.self()
+	self, agreed := g.e.self(), g.e.agreed()
 	var list []*member
 	for _, m := range g.agree.InSync {
-		if m == self {
+		if m == self || !agreed.Intact(m) {
 			continue
 		}
 		x := g.member(m)
@@ -325,6 +326,41 @@ func (m *member) stop() {
 	}
 }
 
+// dropEnded forgets members whose incarnation ended but who stay named in the set because it would fall below min-copies (R10): they never answer again, and
+// what they had beyond us nobody was told of. mu is held.
+func (g *group) dropEnded() {
+	agreed := g.e.agreed()
+	for i := 0; i < len(g.members); {
+		if m := g.members[i]; m.inSync && !agreed.Intact(m.Member) {
+			m.stop()
+			g.members = append(g.members[:i:i], g.members[i+1:]...)
+			continue
+		}
+		i++
+	}
+}
+
+// low says that fewer than min-copies have what is committed: reads go on, writes and flushes wait.
+func (g *group) low() bool {
+	n := 1
+	for _, m := range g.members {
+		if m.inSync {
+			n++
+		}
+	}
+	return n < g.minCopies()
+}
+
+// stalled says that a member that does not answer is still in the set.
+func (g *group) stalled() bool {
+	for _, m := range g.members {
+		if m.inSync && m.removed {
+			return true
+		}
+	}
+	return false
+}
+
 // required says whether commits wait for m: it is in the set, or its joining is proposed and undecided (R9).
 func (g *group) required(m *member) bool {
 	return m.inSync || g.change != nil && g.change.adds(m.Member)
@@ -344,6 +380,7 @@ func (g *group) tick(now time.Time, b *wire.Batch) {
 	defer g.mu.Unlock()
 	switch g.role {
 	case serving:
+		g.dropEnded()
 		if g.leaseOut || len(g.parked) > 0 || len(g.reads) > 0 {
 			g.advance(b)
 			g.rerun(b)

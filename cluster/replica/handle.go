@@ -70,6 +70,8 @@ func (g *group) judge(r *wire.Request, v *view) (verdict, wire.Status) {
 		return refuse, wire.StatusBehind
 	case !g.e.cfg.Leased(): // invariant 4
 		return refuse, wire.StatusBehind
+	case r.Kind == wire.KindFlush && g.low():
+		return park, 0
 	case r.Kind == wire.KindFlush:
 		return proceed, 0
 	case r.IO.Len == 0 || uint64(r.IO.Off)+uint64(r.IO.Len) > objstore.ObjectSize:
@@ -94,7 +96,7 @@ func (g *group) judge(r *wire.Request, v *view) (verdict, wire.Status) {
 		return refuse, wire.StatusReadOnly
 	case d.State == state.Closing: // R22
 		return park, 0
-	case len(g.agree.InSync) < g.minCopies(), g.handTo != state.NoNode:
+	case g.low(), g.stalled(), g.handTo != state.NoNode, len(g.tail) >= tailMax:
 		return park, 0
 	}
 	if _, busy := g.copying[key]; busy {

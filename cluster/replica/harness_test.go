@@ -370,7 +370,7 @@ func (c *cluster) equal() {
 type testClient struct {
 	c     *cluster
 	name  string
-	mu    sync.Mutex
+	mu    chan struct{} // a lock that lets virtual time pass while it is held
 	conns map[state.NodeID]*wire.Caller
 	epoch uint64
 	sess  *state.Session
@@ -379,12 +379,12 @@ type testClient struct {
 
 func (c *cluster) client(name, vdi string) *testClient {
 	res := c.a.must(&state.Command{OpenSess: &state.OpenSess{Name: vdi, Client: name, Holder: state.Member{Node: state.NoNode}}})
-	return &testClient{c: c, name: name, conns: map[state.NodeID]*wire.Caller{}, sess: res.Sess, vdi: vdi}
+	return &testClient{c: c, name: name, mu: make(chan struct{}, 1), conns: map[state.NodeID]*wire.Caller{}, sess: res.Sess, vdi: vdi}
 }
 
 func (tc *testClient) conn(ctx context.Context, m *state.Map, id state.NodeID) (*wire.Caller, uint64, error) {
-	tc.mu.Lock()
-	defer tc.mu.Unlock()
+	tc.mu <- struct{}{}
+	defer func() { <-tc.mu }()
 	if c := tc.conns[id]; c != nil && c.Err() == nil {
 		return c, tc.epoch, nil
 	}

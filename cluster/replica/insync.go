@@ -164,6 +164,13 @@ func (g *group) wanted() *change {
 			size--
 		}
 	}
+	agreed := g.e.agreed()
+	for _, m := range g.agree.InSync { // ended, and kept only because the set would be too small
+		if g.member(m) == nil && m != g.e.self() && !agreed.Intact(m) && size > max(g.minCopies(), 1) {
+			ch.Remove = append(ch.Remove, m)
+			size--
+		}
+	}
 	if len(ch.Add) == 0 && len(ch.Remove) == 0 && g.role == serving {
 		g.wantRetire(ch)
 	}

@@ -14,6 +14,15 @@ type parkedRead struct {
 	lsn uint64
 }
 
+// parkRead has a read wait until lsn is committed.
+func (g *group) parkRead(r *wire.Request, lsn uint64, b *wire.Batch) {
+	if len(g.reads) >= parkedMax {
+		g.refuse(r, wire.StatusBusy, b)
+		return
+	}
+	g.reads = append(g.reads, parkedRead{r, lsn})
+}
+
 // uncommitted returns the newest entry after since that changes these blocks and is not committed; 0: none. mu is held.
 func (g *group) uncommitted(key objstore.Key, first, count int, since uint64) uint64 {
 	for i := len(g.tail) - 1; i >= 0; i-- {
@@ -40,7 +49,7 @@ func blocksOf(io *wire.IO) (first, count int) {
 func (g *group) read(r *wire.Request, v *view, b *wire.Batch) {
 	first, count := blocksOf(&r.IO)
 	if lsn := g.uncommitted(objstore.Key(r.IO.Key), first, count, 0); lsn != 0 {
-		g.reads = append(g.reads, parkedRead{r, lsn})
+		g.parkRead(r, lsn, b)
 		return
 	}
 	since, st, granted := g.last, g.st, g.granted
@@ -97,7 +106,7 @@ func (g *group) readDone(r *wire.Request, v *view, err error, since, granted uin
 	case g.role != serving || g.granted != granted:
 		g.refuse(r, wire.StatusNotPrimary, b)
 	case lsn != 0:
-		g.reads = append(g.reads, parkedRead{r, lsn})
+		g.parkRead(r, lsn, b)
 	case errors.As(err, &bad):
 		g.repair(r, v, bad)
 	case err != nil:
@@ -131,7 +140,7 @@ func (g *group) rerunReads(b *wire.Batch) {
 func (g *group) extents(r *wire.Request, v *view, b *wire.Batch) {
 	first, count := blocksOf(&r.IO)
 	if lsn := g.uncommitted(objstore.Key(r.IO.Key), first, count, 0); lsn != 0 {
-		g.reads = append(g.reads, parkedRead{r, lsn})
+		g.parkRead(r, lsn, b)
 		return
 	}
 	r.Extents = r.Extents[:0]

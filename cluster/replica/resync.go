@@ -430,7 +430,8 @@ func (r *resync) listTheirs(common uint64) (map[objstore.Key]wire.Number, error)
 func (r *resync) waitCommitted(lsn uint64) error {
 	for {
 		r.g.mu.Lock()
-		ok := r.g.commit >= lsn || r.inSet
+		// While the set is too small for anything to commit, a joiner is what it waits for: entries keep their numbers and bytes, committed or not.
+		ok := r.g.commit >= lsn || r.inSet || r.g.low() || r.g.stalled() && r.g.change == nil && r.g.wanted() == nil
 		live := r.g.granted == r.granted
 		r.g.mu.Unlock()
 		switch {

@@ -111,6 +111,7 @@ func (t *takeover) step(g *group, b *wire.Batch) {
 		}
 		return
 	}
+	g.dropEnded()
 	for _, m := range g.members {
 		if t.positions[m] == nil {
 			return

@@ -276,7 +276,7 @@ func (g *group) advance(b *wire.Batch) {
 	if g.leaseOut {
 		return
 	}
-	low := len(g.agree.InSync) < g.minCopies()
+	low := g.low()
 	n := 0
 	for _, en := range g.tail {
 		if en.Number.LSN > c || low && en.req != nil { // never answered with fewer copies than promised
