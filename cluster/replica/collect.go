@@ -93,7 +93,7 @@ func (g *group) collectStep(d *state.VDI, plan state.Plan) bool {
 	var b wire.Batch
 	for _, key := range keys {
 		g.mu.Lock()
-		if _, busy := g.copying[key]; !busy && g.role == serving && g.handTo == state.NoNode {
+		if g.copying[key] == 0 && g.role == serving && g.handTo == state.NoNode {
 			en := getEntry()
 			en.Kind, en.Key, en.Vid, en.Gen = objstore.KindDelete, key, objstore.Vid(d.Vid), d.Gen
 			if plan.Do == state.PlanMerge {

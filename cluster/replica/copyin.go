@@ -46,9 +46,18 @@ func (g *group) syncStart(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 	}
 	g.dropTail()
 	g.dropCopy()
-	g.syncing = true
+	g.syncing, g.syncConn = true, c
 	g.last, g.journaled, g.commit = nums[0].LSN, nums[0].LSN, 0
 	g.deny(c, f, wire.StatusOK, nil, b)
+}
+
+// admitCopy lets in only what belongs to the resync that began last: an older one may still have frames on an older connection. mu is held.
+func (g *group) admitCopy(c *wire.Conn, f *wire.Frame, b *wire.Batch) wire.Status {
+	s := g.admit(f, b)
+	if s == wire.StatusOK && (!g.syncing || g.ending || c != g.syncConn) {
+		s = wire.StatusGap
+	}
+	return s
 }
 
 func (g *group) dropCopy() {
@@ -148,7 +157,7 @@ func (g *group) unitGet(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 func (g *group) copyData(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if s := g.admit(f, b); s != wire.StatusOK {
+	if s := g.admitCopy(c, f, b); s != wire.StatusOK {
 		g.deny(c, f, s, nil, b)
 		return
 	}
@@ -216,7 +225,7 @@ func (g *group) copyEnd(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 	u, err := objstore.ParseUnit(f.Meta)
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if s := g.admit(f, b); s != wire.StatusOK {
+	if s := g.admitCopy(c, f, b); s != wire.StatusOK {
 		g.deny(c, f, s, nil, b)
 		return
 	}
@@ -236,7 +245,7 @@ func (g *group) copyDrop(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 	key, ok := parseKey(f.Meta)
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	s := g.admit(f, b)
+	s := g.admitCopy(c, f, b)
 	if s == wire.StatusOK && !ok {
 		s = wire.StatusInvalid
 	}
@@ -255,6 +264,9 @@ func (g *group) syncEnd(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 	err := m.Parse(f.Meta)
 	g.mu.Lock()
 	s := g.admit(f, b)
+	if s == wire.StatusOK && g.syncing && c != g.syncConn {
+		s = wire.StatusGap
+	}
 	store, st := g.store, g.st
 	if s == wire.StatusOK && (err != nil || g.last < m.Last.LSN) {
 		s = wire.StatusGap
@@ -279,7 +291,7 @@ func (g *group) syncEnd(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 	store.Sync(func(err error) {
 		if err != nil {
 			g.e.diskFailed(err)
-			return
+			h.Status = wire.StatusFailed
 		}
 		c.Send(&h, nil, nil, nil)
 		c.Flush()

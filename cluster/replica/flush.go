@@ -58,16 +58,18 @@ func (f *flushState) start(g *group, b *wire.Batch) {
 		rd.ask(g, m, b)
 	}
 	g.store.Sync(func(err error) {
-		var b wire.Batch
-		g.mu.Lock()
 		if err != nil {
 			g.e.diskFailed(err) // the round never ends: the others go on without us
-		} else {
+			return
+		}
+		g.e.wg.Go(func() { // this is the goroutine that syncs, and whoever holds mu may wait for it
+			var b wire.Batch
+			g.mu.Lock()
 			rd.local = false
 			f.finish(g, rd, &b)
-		}
-		g.mu.Unlock()
-		b.End()
+			g.mu.Unlock()
+			b.End()
+		})
 	})
 }
 

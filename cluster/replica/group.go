@@ -44,13 +44,15 @@ type group struct {
 	tail      []*entry // commit+1 … last, oldest first
 
 	// As a secondary: who the tail came from.
-	ackTo   *wire.Conn
-	ackTerm uint64
-	syncing bool           // we are being resynced; see copyin.go
-	ending  bool           // the mark of that is being taken off
-	copy    *objstore.Copy // the object that is being copied to us
-	copyKey objstore.Key
-	copyPut map[versionBlock]struct{} // its blocks that came
+	ackTo    *wire.Conn
+	ackTerm  uint64
+	ackFrom  uint64         // incarnation of the primary
+	syncConn *wire.Conn     // the resync of us runs on it: nothing of it is taken from another
+	syncing  bool           // we are being resynced; see copyin.go
+	ending   bool           // the mark of that is being taken off
+	copy     *objstore.Copy // the object that is being copied to us
+	copyKey  objstore.Key
+	copyPut  map[versionBlock]struct{} // its blocks that came
 
 	// As a primary.
 	term     uint64 // the one we number and send under
@@ -62,11 +64,12 @@ type group struct {
 	reads    []parkedRead    // wait for an uncommitted write (R16)
 	waiters  []commitWaiter
 	flushes  flushState
-	scratch  []byte // for encoding what is sent
-	durable  uint64 // on every in-sync replica, surviving a power cut
-	copying  map[objstore.Key]struct{}
+	scratch  []byte               // for encoding what is sent
+	durable  uint64               // on every in-sync replica, surviving a power cut
+	copying  map[objstore.Key]int // objects being copied or compared, by how many at once: writes to them are parked
 	takeover *takeover
-	leaseOut bool // answers wait for our lease
+	noHand   time.Time // no hand-over before: the last one was refused
+	leaseOut bool      // answers wait for our lease
 }
 
 // member is another node as its primary sees it.
@@ -159,11 +162,11 @@ func (g *group) update(sg *state.Group, b *wire.Batch) {
 			g.stepDown(b)
 			g.activate(b)
 		}
-	case isMember(sg.InSync, self) || isTarget(sg.Target, self.Node):
+	case isTarget(sg.Target, self.Node) || namesNode(sg.InSync, self.Node) || namesNode(sg.Back, self.Node) || sg.Primary.Node == state.NoNode:
+		// An older incarnation of ours in the set may be all that is left of the group: while one stands there, nothing is given up.
 		g.fence = sg.Term
 		g.stepDown(b)
 		g.role = secondary
-		g.open()
 	default:
 		g.fence = sg.Term
 		g.stepDown(b)
@@ -175,6 +178,15 @@ func (g *group) update(sg *state.Group, b *wire.Batch) {
 func isMember(list []state.Member, m state.Member) bool {
 	for _, x := range list {
 		if x == m {
+			return true
+		}
+	}
+	return false
+}
+
+func namesNode(list []state.Member, id state.NodeID) bool {
+	for _, x := range list {
+		if x.Node == id {
 			return true
 		}
 	}
@@ -300,7 +312,7 @@ func (g *group) setMembers() {
 		if isMember(g.agree.InSync, x.Member) {
 			continue
 		}
-		if x.joiner != nil && !x.inSync && isTarget(g.agree.Target, x.Node) {
+		if x.joiner != nil && !x.inSync && (isTarget(g.agree.Target, x.Node) || g.change != nil && g.change.adds(x.Member)) {
 			list = append(list, x)
 			continue
 		}
@@ -389,6 +401,7 @@ func (g *group) tick(now time.Time, b *wire.Batch) {
 			g.flushes.setChanged(g, b)
 		}
 		for _, m := range g.members {
+			g.pump(m, b)
 			g.watch(m, now)
 		}
 		if g.change == nil {

@@ -70,10 +70,10 @@ func (g *group) judge(r *wire.Request, v *view) (verdict, wire.Status) {
 		return refuse, wire.StatusBehind
 	case !g.e.cfg.Leased(): // invariant 4
 		return refuse, wire.StatusBehind
-	case r.Kind == wire.KindFlush && g.low():
+	case g.change != nil && g.change.To != state.NoNode: // resigned, unless raft refuses (R8)
 		return park, 0
 	case r.Kind == wire.KindFlush:
-		return proceed, 0
+		return g.judgeFlush(r, v)
 	case r.IO.Len == 0 || uint64(r.IO.Off)+uint64(r.IO.Len) > objstore.ObjectSize:
 		r.Message = "range is not within an object"
 		return refuse, wire.StatusInvalid
@@ -99,7 +99,24 @@ func (g *group) judge(r *wire.Request, v *view) (verdict, wire.Status) {
 	case g.low(), g.stalled(), g.handTo != state.NoNode, len(g.tail) >= tailMax:
 		return park, 0
 	}
-	if _, busy := g.copying[key]; busy {
+	if g.copying[key] > 0 {
+		return park, 0
+	}
+	return proceed, 0
+}
+
+// judgeFlush: a fenced session must not be told that its writes are safe.
+func (g *group) judgeFlush(r *wire.Request, v *view) (verdict, wire.Status) {
+	d := v.m.VDI(r.IO.Vid)
+	if r.IO.SessGen != 0 && d != nil && d.Gen == r.IO.Gen {
+		switch {
+		case d.State == state.Frozen:
+			return refuse, wire.StatusReadOnly
+		case d.State == state.Deleted || r.IO.SessGen != d.SessGen:
+			return refuse, wire.StatusFenced
+		}
+	}
+	if g.low() {
 		return park, 0
 	}
 	return proceed, 0

@@ -100,7 +100,7 @@ type testNode struct {
 	wg    sync.WaitGroup
 }
 
-var incs atomic.Uint64
+var incs, mapDelay atomic.Uint64
 
 func (n *testNode) tell(m *state.Map) {
 	if n.cut.Load() || n.maps == nil {
@@ -177,6 +177,7 @@ func (n *testNode) start() {
 		for {
 			select {
 			case m := <-maps:
+				time.Sleep(time.Duration(mapDelay.Add(7919)%31) * time.Millisecond) // nodes learn of changes at different times
 				e.MapChanged(m)
 			case <-done:
 				return

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sheepdog-go/sheepdog/cluster/state"
@@ -23,8 +24,31 @@ type proposer struct {
 	e    *Engine
 	wake chan struct{}
 
+	answered atomic.Int64 // when raft last answered, as time since start
+	probing  atomic.Bool
+
 	mu     sync.Mutex
 	wished map[*group]struct{}
+}
+
+// healthy says that raft answered a moment ago; if not it asks it something. Writes are parked while a group is handed over, so nobody does
+// that of his own will when the outcome may be long in coming.
+func (p *proposer) healthy() bool {
+	if time.Since(start)-time.Duration(p.answered.Load()) < time.Second {
+		return true
+	}
+	if p.probing.CompareAndSwap(false, true) {
+		p.e.wg.Go(func() {
+			defer p.probing.Store(false)
+			ctx, cancel := context.WithTimeout(p.e.ctx, 2*time.Second)
+			defer cancel()
+			cmd := &state.Command{ID: rand.Text(), Time: time.Now(), Sync: &state.SyncChange{By: p.e.self()}}
+			if _, err := p.e.cfg.Propose(ctx, cmd); err == nil {
+				p.answered.Store(int64(time.Since(start)))
+			}
+		})
+	}
+	return false
 }
 
 // changesMax bounds one command.
@@ -99,7 +123,10 @@ func (p *proposer) round() {
 		g.mu.Lock()
 		if g.change == ch {
 			g.change = nil
-			g.handTo = g.keepHandTo()
+			if ch.To != state.NoNode {
+				g.handTo, g.noHand = state.NoNode, time.Now().Add(time.Second)
+			}
+			g.dropFailed()
 			g.advance(&b)
 			g.flushes.setChanged(g, &b)
 			g.rerun(&b)
@@ -120,6 +147,7 @@ func (p *proposer) propose(cmd *state.Command) {
 		}
 		cancel()
 		if err == nil {
+			p.answered.Store(int64(time.Since(start)))
 			return
 		}
 		p.e.log.Warn("a change of in-sync sets has no outcome yet", "error", err)
@@ -153,7 +181,7 @@ func (g *group) wanted() *change {
 	ch.Group, ch.Term, ch.To = g.id, g.term, state.NoNode
 	size := len(g.agree.InSync)
 	for _, m := range g.members {
-		if m.joiner != nil && m.ready && !m.inSync {
+		if m.joiner != nil && m.ready && !m.inSync && m.acked >= g.commit { // invariant 1
 			ch.Add = append(ch.Add, m.Member)
 			size++
 		}
@@ -175,6 +203,9 @@ func (g *group) wanted() *change {
 		g.wantRetire(ch)
 	}
 	switch {
+	case g.role == serving && g.store.Err() != nil: // our disk takes nothing any more: any other member does better
+		ch.To = g.otherMember(agreed)
+		ch.Add, ch.Remove = nil, nil
 	case g.handTo != state.NoNode && g.role == activating:
 		ch.To = g.handTo
 	case g.handTo != state.NoNode && len(g.tail) == 0 && len(ch.Add)+len(ch.Remove) == 0:
@@ -195,7 +226,7 @@ func (g *group) wantRetire(ch *change) {
 		}
 	}
 	if !isTarget(g.agree.Target, g.node()) {
-		if len(g.agree.Target) > 0 && g.handTo == state.NoNode {
+		if len(g.agree.Target) > 0 && g.handTo == state.NoNode && time.Now().After(g.noHand) && g.e.proposer.healthy() {
 			g.handTo = g.agree.Target[0]
 		}
 		return
@@ -218,11 +249,11 @@ func (g *group) inSyncNode(id state.NodeID) *member {
 
 // preferOther hands the group to its preferred primary when that one is in sync and reachable. mu is held.
 func (g *group) preferOther(m *state.Map) bool {
-	if g.role != serving || g.change != nil || g.handTo != state.NoNode || len(g.agree.Target) == 0 || g.agree.Target[0] == g.node() {
+	if time.Now().Before(g.noHand) || g.role != serving || g.change != nil || g.handTo != state.NoNode || len(g.agree.Target) == 0 || g.agree.Target[0] == g.node() {
 		return false
 	}
 	x := g.inSyncNode(g.agree.Target[0])
-	if x == nil || x.removed || !m.InService(x.Member) || x.p.current() == nil {
+	if x == nil || x.removed || !m.InService(x.Member) || x.p.current() == nil || !g.e.proposer.healthy() {
 		return false
 	}
 	g.handTo = x.Node
@@ -230,8 +261,16 @@ func (g *group) preferOther(m *state.Map) bool {
 	return true
 }
 
-// keepHandTo decides, after a proposal that did not change the set, whether the role is still to be given away. mu is held.
-func (g *group) keepHandTo() state.NodeID { return state.NoNode }
+// dropFailed forgets joiners that failed while their joining was undecided, and now is decided against. mu is held.
+func (g *group) dropFailed() {
+	for i := 0; i < len(g.members); {
+		if m := g.members[i]; !m.inSync && m.joiner != nil && m.joiner.ctx.Err() != nil {
+			g.members = append(g.members[:i:i], g.members[i+1:]...)
+			continue
+		}
+		i++
+	}
+}
 
 // wantRecovered says how far a resumed set recovered, if that is still to be told (R17). mu is held.
 func (g *group) wantRecovered() (uint64, bool) {

@@ -143,6 +143,10 @@ func (e *Engine) peerFailed(p *peer, err error) {
 
 // suspect wants m out of the set. mu is held.
 func (g *group) suspect(m *member) {
+	if g.change != nil && g.change.adds(m.Member) { // R9: undecided, so it counts; if it joins, it leaves again
+		m.removed = true
+		return
+	}
 	if m.joiner != nil {
 		m.joiner.fail(fmt.Errorf("node %d does not answer", m.Node))
 	}
@@ -222,13 +226,24 @@ func (p *peer) check(now time.Time) {
 	p.mu.Lock()
 	conn := p.conn
 	late := false
-	for _, cl := range p.calls {
-		if now.After(cl.deadline) && now.Sub(p.lastHeard()) > replicaSilenceMax {
+	var over []*call
+	for id, cl := range p.calls {
+		if !now.After(cl.deadline) {
+			continue
+		}
+		if now.Sub(p.lastHeard()) > replicaSilenceMax {
 			late = true
 			break
 		}
+		delete(p.calls, id)
+		over = append(over, cl)
 	}
 	p.mu.Unlock()
+	var b wire.Batch
+	for _, cl := range over { // it talks, but this answer did not come in time
+		cl.done(nil, &b)
+	}
+	b.End()
 	if late && conn != nil {
 		p.stalled(conn)
 	}
@@ -267,7 +282,7 @@ func (g *group) pump(m *member, b *wire.Batch) {
 		return
 	}
 	if conn != m.conn {
-		if m.conn != nil && m.joiner != nil {
+		if m.conn != nil && m.joiner != nil && !(g.change != nil && g.change.adds(m.Member)) {
 			m.joiner.fail(fmt.Errorf("connection to node %d was lost", m.Node))
 			return
 		}
@@ -291,6 +306,9 @@ func (g *group) pump(m *member, b *wire.Batch) {
 	b.Flush(conn)
 }
 
+// flagHole marks, in KindAppend, an empty entry in place of one whose object is still to be copied: only a replica that is being resynced may take it.
+const flagHole = 1
+
 // send queues one entry to m, unchanged (R3); a replica that still waits for a copy of the object gets an empty entry of the same number.
 func (g *group) send(m *member, en *entry, b *wire.Batch) {
 	h := wire.Header{Kind: wire.KindAppend, Group: uint32(g.id), Term: g.term, From: g.e.self().Inc, To: m.Inc}
@@ -299,6 +317,7 @@ func (g *group) send(m *member, en *entry, b *wire.Batch) {
 	if m.joiner != nil && m.joiner.lacks(en) {
 		hole := entry{}
 		hole.Number = en.Number
+		h.Flags = flagHole
 		meta = hole.AppendHead(meta)
 		m.conn.Send(&h, meta, nil, nil)
 	} else {
@@ -342,7 +361,13 @@ func (g *group) refused(p *peer, c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 		return
 	}
 	for _, m := range g.members {
-		if m.p == p && m.conn == c {
+		if m.p != p || m.conn != c {
+			continue
+		}
+		m.sent = m.acked // sent again by tick
+		switch f.Status {
+		case wire.StatusOldTerm, wire.StatusGap, wire.StatusBehind, wire.StatusBusy:
+		default:
 			g.e.log.Warn("a replica refused an entry", "group", g.id, "node", m.Node, "status", f.Status.String(), "says", string(f.Meta))
 			g.suspect(m)
 		}

@@ -128,7 +128,9 @@ func (g *group) rerunReads(b *wire.Batch) {
 	list := g.reads
 	g.reads = nil
 	for _, pr := range list {
-		if pr.lsn > g.commit {
+		if g.role != serving { // answering another let the lock go
+			g.refuse(pr.r, wire.StatusNotPrimary, b)
+		} else if pr.lsn > g.commit {
 			g.reads = append(g.reads, pr)
 		} else {
 			g.again(pr.r, b)

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/sheepdog-go/sheepdog/cluster/wire"
 	"github.com/sheepdog-go/sheepdog/objstore"
@@ -24,7 +25,7 @@ func (g *group) repair(r *wire.Request, v *view, bad *objstore.BlockError) {
 			r.Message = bad.Error()
 			g.refuse(r, wire.StatusBad, &b)
 		} else {
-			g.handle(r, &b)
+			g.again(r, &b)
 		}
 		g.mu.Unlock()
 		b.End()
@@ -66,7 +67,7 @@ func (g *group) heal(bad *objstore.BlockError) error {
 		}
 		h := wire.Header{Kind: wire.KindFetch, Group: uint32(g.id), Term: term, From: g.e.self().Inc, To: x.Inc}
 		a, err := g.e.ask(g.e.ctx, x.p, h, m.append(nil), nil)
-		if err == nil && len(a.data) == objstore.BlockSize {
+		if want, ok := unitBlock(before, bad); err == nil && ok && len(a.data) == objstore.BlockSize && (want.State == objstore.Bad || objstore.Checksum(a.data) == want.CRC) {
 			got = a.data
 			break
 		}
@@ -85,6 +86,15 @@ func (g *group) heal(bad *objstore.BlockError) error {
 	defer b.End()
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	for i := 0; g.copying[bad.Key] > 0 && i < 5000; i++ { // a copy of it is being made: it must not miss this
+		g.mu.Unlock()
+		time.Sleep(time.Millisecond)
+		g.mu.Lock()
+	}
+	if g.role != serving || g.granted != granted || g.copying[bad.Key] > 0 {
+		en.free()
+		return errors.New("the group moved on meanwhile")
+	}
 	now, err := g.st.Unit(bad.Key)
 	if err != nil || g.role != serving || g.granted != granted || g.uncommitted(bad.Key, bad.Block, 1, 0) != 0 || !sameBlock(before, now, bad, en.CRCs[0]) {
 		en.free()

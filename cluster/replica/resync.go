@@ -168,7 +168,7 @@ func (s *resyncer) ended(g *group, x *member, err error) {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if x.inSync {
+	if x.inSync || g.change != nil && g.change.adds(x.Member) { // R9: while its joining is undecided, it counts
 		return
 	}
 	x.stop()
@@ -270,6 +270,8 @@ type resync struct {
 	granted uint64
 	inSet   bool
 	limit   *resyncer
+	st      *objstore.Group
+	store   *objstore.Store
 	todo    map[objstore.Key]struct{}
 }
 
@@ -329,9 +331,10 @@ func (r *resync) begin(pos *wire.Position) error {
 		g.mu.Unlock()
 		return errors.New("not the primary any more")
 	}
+	r.st, r.store = g.st, g.store
 	mine := g.where()
 	common := uint64(0)
-	if !pos.Syncing {
+	if !pos.Syncing && !mine.Syncing {
 		common = lastCommon(mine.Terms, mine.Last.LSN, pos.Terms, pos.Last.LSN)
 	}
 	r.x.conn = r.x.p.current()
@@ -339,7 +342,7 @@ func (r *resync) begin(pos *wire.Position) error {
 		g.mu.Unlock()
 		return errors.New("no connection")
 	}
-	if !pos.Syncing && pos.Last == mine.Last && common == mine.Last.LSN { // it missed nothing
+	if !pos.Syncing && !mine.Syncing && pos.Last == mine.Last && common == mine.Last.LSN { // it missed nothing
 		r.x.acked, r.x.sent, r.x.live, r.j.listed = g.last, g.last, true, true
 		g.mu.Unlock()
 		return nil
@@ -367,7 +370,7 @@ func (r *resync) begin(pos *wire.Position) error {
 	case <-r.j.ctx.Done():
 		return context.Cause(r.j.ctx)
 	}
-	theirs, err := r.listTheirs(common)
+	theirs, err := r.listTheirs(0) // all: what we deleted while it was away has an old version there (STORE.md rule 17)
 	if err != nil {
 		return err
 	}
@@ -376,18 +379,21 @@ func (r *resync) begin(pos *wire.Position) error {
 	}
 	r.todo = map[objstore.Key]struct{}{}
 	differ := map[objstore.Key]wire.Number{}
-	if err := g.st.Objects(common, func(o objstore.ObjectInfo) bool {
-		differ[o.Key] = wire.Number(o.Version)
+	have := map[objstore.Key]wire.Number{}
+	if err := r.st.Objects(0, func(o objstore.ObjectInfo) bool {
+		v := wire.Number(o.Version)
+		have[o.Key] = v
+		if t, ok := theirs[o.Key]; (o.Version.LSN > common || !ok || o.Damaged) && (t != v || !ok) {
+			differ[o.Key] = v
+		}
 		return true
 	}); err != nil {
 		return err
 	}
 	for key, v := range theirs {
-		if mine, ok := differ[key]; ok && mine == v {
-			delete(differ, key)
-			continue
+		if mine, ok := have[key]; !ok || v != mine && (v.LSN > common || v.LSN == 0) {
+			differ[key] = v
 		}
-		differ[key] = v
 	}
 	g.mu.Lock()
 	for key := range differ {
@@ -471,7 +477,7 @@ func (r *resync) copyObject(key objstore.Key) error {
 	err = r.send(key, keyMeta[:], theirs)
 	var b wire.Batch
 	r.g.mu.Lock()
-	delete(r.g.copying, key)
+	r.copied(key)
 	if err == nil {
 		delete(r.j.pending, key)
 	}
@@ -501,28 +507,59 @@ func eachPresent(u *objstore.Unit, f func(versionBlock, uint32)) {
 	}
 }
 
-// quiet parks writes to the object and waits until those numbered are committed (R16).
+// quiet parks writes to the object and waits until those numbered are committed (R16). If it fails, nothing is parked.
 func (r *resync) quiet(key objstore.Key) error {
 	g := r.g
 	g.mu.Lock()
-	if g.copying == nil {
-		g.copying = map[objstore.Key]struct{}{}
+	if g.granted != r.granted || g.role == idle || g.role == secondary {
+		g.mu.Unlock()
+		return errors.New("not the primary any more")
 	}
-	g.copying[key] = struct{}{}
+	if g.copying == nil {
+		g.copying = map[objstore.Key]int{}
+	}
+	g.copying[key]++
 	lsn := uint64(0)
 	if !r.inSet {
 		lsn = g.uncommitted(key, 0, objstore.BlocksPerObject, 0)
 	}
 	g.mu.Unlock()
-	return r.waitCommitted(lsn)
+	err := r.waitCommitted(lsn)
+	if err != nil {
+		r.loud(key)
+	}
+	return err
+}
+
+// copied ends what quiet began. mu is held.
+func (r *resync) copied(key objstore.Key) {
+	g := r.g
+	if g.granted != r.granted || g.copying == nil {
+		return // stepping down ended it
+	}
+	if g.copying[key] > 1 {
+		g.copying[key]--
+	} else {
+		delete(g.copying, key)
+	}
+}
+
+// loud lets writes to the object go on.
+func (r *resync) loud(key objstore.Key) {
+	var b wire.Batch
+	r.g.mu.Lock()
+	r.copied(key)
+	r.g.rerun(&b)
+	r.g.mu.Unlock()
+	b.End()
 }
 
 // send copies the blocks that differ and has the replica install the object.
 func (r *resync) send(key objstore.Key, keyMeta []byte, theirs map[versionBlock]uint32) error {
-	if err := r.g.store.Commit(); err != nil {
+	if err := r.store.Commit(); err != nil {
 		return err
 	}
-	u, err := r.g.st.Unit(key)
+	u, err := r.st.Unit(key)
 	if err != nil {
 		return err
 	}
@@ -552,7 +589,7 @@ func (r *resync) send(key objstore.Key, keyMeta []byte, theirs map[versionBlock]
 			if crc, ok := theirs[versionBlock{v.Vid, bl.Block}]; ok && crc == bl.CRC {
 				continue
 			}
-			if err := r.g.st.ReadSlotOf(key, v.Vid, int(bl.Block), block[:]); err != nil {
+			if err := r.st.ReadSlotOf(key, v.Vid, int(bl.Block), block[:]); err != nil {
 				var bad *objstore.BlockError
 				if !errors.As(err, &bad) {
 					return err

@@ -7,6 +7,10 @@ import (
 
 // fromPrimary takes what a primary sends to a replica.
 func (e *Engine) fromPrimary(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
+	if e.agreed().Group(state.GroupID(f.Group)) == nil { // no such group, or our map does not know it yet
+		e.answer(c, f, wire.StatusBehind, nil, b)
+		return
+	}
 	g := e.group(state.GroupID(f.Group))
 	switch f.Kind {
 	case wire.KindAppend:
@@ -44,7 +48,7 @@ func (g *group) admit(f *wire.Frame, b *wire.Batch) wire.Status {
 	switch {
 	case f.To != g.e.self().Inc:
 		return wire.StatusWrongInc
-	case f.Term < g.fence:
+	case f.Term < g.fence && !g.sameGrant(f.From, f.Term):
 		return wire.StatusOldTerm
 	case g.agree != nil && g.agree.Term == f.Term && g.agree.Primary.Inc != f.From:
 		return wire.StatusWrongInc
@@ -61,6 +65,11 @@ func (g *group) admit(f *wire.Frame, b *wire.Batch) wire.Status {
 	}
 	g.role = secondary
 	return wire.StatusOK
+}
+
+// sameGrant says that a term, though not the newest, belongs to the primary that still has the group: its sets changed, its numbers go on.
+func (g *group) sameGrant(from, term uint64) bool {
+	return g.agree != nil && g.agree.Term == g.fence && g.agree.Primary.Inc == from && term >= g.agree.Granted
 }
 
 // deny answers that a message changed nothing.
@@ -98,7 +107,13 @@ func (g *group) append(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 		return
 	}
 	lsn := en.Number.LSN
-	g.ackTo, g.ackTerm = c, f.Term
+	if g.syncing && (c != g.syncConn || g.ending && f.Flags&flagHole != 0) || !g.syncing && f.Flags&flagHole != 0 {
+		en.Data = nil
+		en.free()
+		g.deny(c, f, wire.StatusGap, nil, b)
+		return
+	}
+	g.ackTo, g.ackTerm, g.ackFrom = c, f.Term, f.From
 	switch {
 	case lsn <= g.last: // again
 		en.Data = nil
@@ -161,7 +176,7 @@ func (g *group) learnCommit(lsn uint64) {
 
 // ack tells the primary how far our journal has the group. mu is held.
 func (g *group) ack(b *wire.Batch) {
-	if g.ackTo == nil || g.ackTerm < g.fence {
+	if g.ackTo == nil || g.ackTerm < g.fence && !g.sameGrant(g.ackFrom, g.ackTerm) {
 		return
 	}
 	var buf [8 + 20]byte
@@ -187,12 +202,15 @@ func (g *group) sync(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 	h := wire.Header{Kind: f.Kind | wire.KindAnswer, ID: f.ID, Group: f.Group, Term: f.Term}
 	if err := store.Commit(); err != nil {
 		g.e.diskFailed(err)
+		h.Status = wire.StatusFailed
+		c.Send(&h, nil, nil, nil)
+		b.Flush(c)
 		return
 	}
 	store.Sync(func(err error) {
-		if err != nil { // no answer: the primary goes on without us
+		if err != nil {
 			g.e.diskFailed(err)
-			return
+			h.Status = wire.StatusFailed
 		}
 		c.Send(&h, nil, nil, nil)
 		c.Flush()
@@ -209,6 +227,7 @@ func (g *group) position(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 	}
 	if err := g.store.Commit(); err != nil {
 		g.e.diskFailed(err)
+		g.deny(c, f, wire.StatusFailed, []byte(err.Error()), b)
 		return
 	}
 	g.journaled = g.last

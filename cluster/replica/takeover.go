@@ -20,6 +20,7 @@ type takeover struct {
 	positions map[*member]*wire.Position
 	asked     map[*member]*wire.Conn // on which connection
 	repairing bool                   // a member is being made equal, object by object
+	wholing   bool                   // the mark is being taken off our own copy
 	equal     bool                   // all are; our own entry is on its way
 	recovered uint64                 // last number that survived a resume (R17)
 	mark      uint64                 // our own entry's number; 0: not numbered yet
@@ -69,9 +70,10 @@ func (t *takeover) ask(g *group, b *wire.Batch) {
 			m.p.ensure()
 			continue
 		}
-		if t.positions[m] != nil || t.asked[m] == conn {
+		if m.live || t.asked[m] == conn {
 			continue
 		}
+		delete(t.positions, m) // said on an older connection
 		t.asked[m] = conn
 		h := wire.Header{Kind: wire.KindActivate, Group: uint32(g.id), Term: g.term, From: g.e.self().Inc, To: m.Inc}
 		m.p.call(&h, nil, nil, nil, replicaSilenceMax, func(a *wire.Frame, b *wire.Batch) { t.answered(g, m, a, b) }, b)
@@ -105,7 +107,7 @@ func (t *takeover) answered(g *group, m *member, a *wire.Frame, b *wire.Batch) {
 
 // step goes as far as can be gone now. mu is held.
 func (t *takeover) step(g *group, b *wire.Batch) {
-	if t == nil || t.equal || g.handTo != state.NoNode || t.repairing {
+	if t == nil || t.equal || g.handTo != state.NoNode || t.repairing || t.wholing {
 		if t != nil && t.equal && t.mark == 0 {
 			t.sign(g, b)
 		}
@@ -123,11 +125,6 @@ func (t *takeover) step(g *group, b *wire.Batch) {
 		g.wantSet()
 		return
 	}
-	if g.st.Syncing() { // ours is a mixture and nobody's is better
-		g.e.log.Error("no member of the set has a whole copy", "group", g.id)
-		t.positions = map[*member]*wire.Position{} // ask again: the one who has it may come back
-		return
-	}
 	terms := g.where().Terms
 	for _, m := range g.members {
 		if m.live {
@@ -138,7 +135,10 @@ func (t *takeover) step(g *group, b *wire.Batch) {
 		if len(g.tail) > 0 {
 			reach = g.tail[0].Number.LSN
 		}
-		same := !pos.Syncing && (pos.Last.LSN == 0 || termAt(terms, pos.Last.LSN) == pos.Last.Term)
+		if newer(pos.Last, wire.Number(last)) && !pos.Syncing && !g.st.Syncing() {
+			return // it has more than we do and could not be given the group: it goes first, or leaves the set
+		}
+		same := !pos.Syncing && !g.st.Syncing() && pos.Last.LSN <= g.last && (pos.Last.LSN == 0 || termAt(terms, pos.Last.LSN) == pos.Last.Term)
 		if same && pos.Last.LSN+1 >= reach {
 			m.live, m.acked, m.sent, m.conn = true, pos.Last.LSN, pos.Last.LSN, m.p.current()
 			g.pump(m, b)
@@ -148,9 +148,35 @@ func (t *takeover) step(g *group, b *wire.Batch) {
 		g.e.resyncer.repair(g, m, pos)
 		return
 	}
+	if g.st.Syncing() {
+		t.makeWhole(g)
+		return
+	}
 	t.equal = true
 	t.recovered = last.LSN
 	t.sign(g, b)
+}
+
+// makeWhole takes the mark off our own copy. It got there while another primary made us equal, as a member of the set, and died over it: each object is then as it was
+// at our last number or as it was at his, and what he had beyond us nobody had flushed; a disk that loses power may keep any part of that. All members are
+// equal to it by now. mu is held.
+func (t *takeover) makeWhole(g *group) {
+	t.wholing = true
+	st, last := g.st, g.st.Last()
+	g.e.wg.Go(func() {
+		err := st.EndSyncing(last)
+		var b wire.Batch
+		g.mu.Lock()
+		t.wholing = false
+		if err != nil {
+			g.e.log.Error("take the mark of a resync off", "group", g.id, "error", err)
+		} else if g.takeover == t {
+			g.syncing = false
+			t.step(g, &b)
+		}
+		g.mu.Unlock()
+		b.End()
+	})
 }
 
 // longer names a member that has more than we do. A copy that is a mixture has no number to compare.
@@ -171,7 +197,8 @@ func (t *takeover) longer(g *group, last wire.Number) state.NodeID {
 	return to
 }
 
-func newer(a, b wire.Number) bool { return a.LSN > b.LSN || a.LSN == b.LSN && a.Term > b.Term }
+// newer compares positions of members of one set: of two terms the later knew of everything under the earlier.
+func newer(a, b wire.Number) bool { return a.Term > b.Term || a.Term == b.Term && a.LSN > b.LSN }
 
 // repaired continues after a member was made equal (or could not be).
 func (t *takeover) repaired(g *group, m *member, err error, b *wire.Batch) {

@@ -49,9 +49,12 @@ func (e *Engine) Check(ctx context.Context, report func(CheckProgress)) error {
 }
 
 type check struct {
-	e *Engine
-	g *group
-	p *CheckProgress
+	e       *Engine
+	g       *group
+	p       *CheckProgress
+	st      *objstore.Group
+	store   *objstore.Store
+	granted uint64
 }
 
 // run compares one group.
@@ -69,13 +72,14 @@ func (c *check) run(ctx context.Context) error {
 		}
 	}
 	term, st := g.term, g.st
+	c.st, c.store, c.granted = g.st, g.store, g.granted
 	g.mu.Unlock()
 	keys := map[objstore.Key]struct{}{}
 	if err := st.Objects(0, func(o objstore.ObjectInfo) bool { keys[o.Key] = struct{}{}; return true }); err != nil {
 		return err
 	}
 	for _, m := range members {
-		r := &resync{e: c.e, g: g, x: m, j: newJoiner(ctx), granted: g.granted}
+		r := &resync{e: c.e, g: g, x: m, j: newJoiner(ctx), granted: c.granted}
 		theirs, err := r.listTheirs(0)
 		r.j.end()
 		if err != nil {
@@ -97,20 +101,13 @@ func (c *check) run(ctx context.Context) error {
 // object compares one object on all replicas, at a moment when nothing of it is under way.
 func (c *check) object(ctx context.Context, key objstore.Key, members []*member, term uint64) error {
 	g := c.g
-	r := &resync{e: c.e, g: g, j: newJoiner(ctx), granted: g.granted}
+	r := &resync{e: c.e, g: g, j: newJoiner(ctx), granted: c.granted}
 	defer r.j.end()
 	if err := r.quiet(key); err != nil {
 		return err
 	}
-	defer func() {
-		var b wire.Batch
-		g.mu.Lock()
-		delete(g.copying, key)
-		g.rerun(&b)
-		g.mu.Unlock()
-		b.End()
-	}()
-	bad, mine, err := verifyUnit(g.store, g.st, key)
+	defer r.loud(key)
+	bad, mine, err := verifyUnit(c.store, c.st, key)
 	if err != nil {
 		return err
 	}

@@ -25,6 +25,11 @@ func (g *group) write(r *wire.Request, v *view, b *wire.Batch) {
 	} else {
 		en, err = g.merged(r, v, r.IO.Off, r.Data)
 	}
+	var bad *objstore.BlockError
+	if errors.As(err, &bad) { // the rest of its block is rotten here
+		g.repair(r, v, bad)
+		return
+	}
 	if errors.Is(err, objstore.ErrChecksum) && r.Client != "" { // changed on its way: the client sends it again
 		g.e.log.Warn("data changed on its way from a client", "client", r.Client, "group", g.id, "error", err)
 		g.refuse(r, wire.StatusBusy, b)
@@ -213,6 +218,11 @@ func (g *group) hasRoom(en *entry) bool {
 // fail refuses a request for what the store said.
 func (g *group) fail(r *wire.Request, err error, b *wire.Batch) {
 	s := statusOf(err)
+	if s == wire.StatusFailed && g.store.Err() != nil && g.otherMember(g.e.agreed()) != state.NoNode {
+		g.wantSet() // the group goes to another; the client asks there
+		g.refuse(r, wire.StatusBehind, b)
+		return
+	}
 	r.Message = err.Error()
 	if s == wire.StatusFailed {
 		g.e.log.Error("request failed", "kind", r.Kind.String(), "group", g.id, "key", fmt.Sprintf("%016x", r.IO.Key), "off", r.IO.Off, "error", err)
