@@ -1,0 +1,189 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sheepdog-go/sheepdog/cluster/state"
+	"github.com/sheepdog-go/sheepdog/cluster/wire"
+)
+
+// fakeNodes are nodes that tell their map and take proposals, over the fake's map.
+type fakeNodes struct {
+	f    *fake
+	mu   sync.Mutex
+	dead map[string]bool // answers nothing
+	kept map[string]int
+	junk bool // the next map sent is garbage
+}
+
+type fakeNode struct {
+	n    *fakeNodes
+	addr string
+	stop chan struct{}
+}
+
+func (n *fakeNodes) Listen(string) (net.Listener, error) { return nil, errors.ErrUnsupported }
+
+func (n *fakeNodes) Dial(addr string, _ time.Duration) (net.Conn, error) {
+	n.mu.Lock()
+	dead := n.dead[addr]
+	n.mu.Unlock()
+	if dead {
+		time.Sleep(time.Second)
+		return nil, fmt.Errorf("%s: %w", addr, os.ErrDeadlineExceeded)
+	}
+	a, z := net.Pipe()
+	go func() {
+		z.Read(make([]byte, 4))
+		wire.NewConn(z, &fakeNode{n, addr, make(chan struct{})}).Start()
+	}()
+	return a, nil
+}
+
+func (n *fakeNodes) kill(addr string, dead bool) {
+	n.mu.Lock()
+	n.dead[addr] = dead
+	n.mu.Unlock()
+}
+
+func (x *fakeNode) Closed(*wire.Conn, error) { close(x.stop) }
+
+func (x *fakeNode) Frame(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
+	x.n.mu.Lock()
+	dead, junk := x.n.dead[x.addr], x.n.junk
+	x.n.mu.Unlock()
+	if dead {
+		return
+	}
+	h := wire.Header{Kind: f.Kind | wire.KindAnswer, ID: f.ID}
+	var meta []byte
+	switch f.Kind {
+	case wire.KindWatch:
+		if junk {
+			x.n.mu.Lock()
+			x.n.junk = false
+			x.n.mu.Unlock()
+			c.Send(&wire.Header{Kind: wire.KindMap}, []byte("garbage"), nil, nil)
+			b.Flush(c)
+			return
+		}
+		go x.tell(c)
+		return
+	case wire.KindPropose:
+		cmd, err := state.DecodeCommand(f.Meta)
+		if err != nil {
+			h.Status, meta = wire.StatusInvalid, []byte(err.Error())
+			break
+		}
+		meta, _ = json.Marshal(x.n.f.apply(cmd))
+	case wire.KindKeep:
+		x.n.mu.Lock()
+		x.n.kept[string(f.Meta)]++
+		x.n.mu.Unlock()
+	}
+	c.Send(&h, meta, nil, nil)
+	b.Flush(c)
+}
+
+// tell sends the whole map at every change, as a node does whose history is short.
+func (x *fakeNode) tell(c *wire.Conn) {
+	changed, cancel := x.n.f.Subscribe()
+	defer cancel()
+	for {
+		x.n.mu.Lock()
+		dead := x.n.dead[x.addr]
+		x.n.mu.Unlock()
+		if b, err := state.EncodeMap(x.n.f.Map()); err == nil && !dead {
+			c.Send(&wire.Header{Kind: wire.KindMap}, b, nil, nil)
+			c.Flush()
+		}
+		select {
+		case <-changed:
+		case <-x.stop:
+			return
+		}
+	}
+}
+
+func TestWatcherSurvivesItsNode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t, 3)
+		n := &fakeNodes{f: f, dead: map[string]bool{}, kept: map[string]int{}}
+		n.kill("nowhere", true)
+		ctx := context.Background()
+		w, err := Watch(ctx, WatchConfig{Nodes: []string{"nowhere", "node1"}, Net: n, ID: "me", Logger: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		create := func(name string) {
+			t.Helper()
+			r, err := w.Propose(ctx, &state.Command{CreateVDI: &state.CreateVDI{Name: name, Size: 1 << 20}})
+			if err = errors.Join(err, r.Err()); err != nil {
+				t.Fatal(err)
+			}
+			if w.Map().Working(name) == nil {
+				t.Fatal("proposed, and not in the map")
+			}
+		}
+		create("alpha")
+		for i, addr := range []string{"node1", "node0"} { // whoever is asked falls silent; another is found
+			n.kill(addr, true)
+			start := time.Now()
+			create(fmt.Sprint("beta", i))
+			if d := time.Since(start); d > 15*time.Second {
+				t.Errorf("another node was found after %s", d)
+			}
+		}
+		n.kill("node1", false)
+		n.mu.Lock()
+		n.junk = true
+		n.mu.Unlock()
+		n.kill("node2", true)
+		create("gamma")
+		time.Sleep(10 * time.Second)
+		n.mu.Lock()
+		if n.kept["me"] < 5 {
+			t.Errorf("kept alive %d times", n.kept["me"])
+		}
+		n.mu.Unlock()
+		w.Close()
+	})
+}
+
+func TestWatchGivesUpWithItsContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := &fakeNodes{f: newFake(t, 1), dead: map[string]bool{"nowhere": true}}
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		if _, err := Watch(ctx, WatchConfig{Nodes: []string{"nowhere"}, Net: n}); !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatal(err)
+		}
+	})
+}
+
+func FuzzAnswer(f *testing.F) {
+	done := wire.Done{Term: 1, LSN: 2}
+	f.Add(uint8(wire.KindWrite), uint16(0), done.Append(nil), []byte{})
+	f.Add(uint8(wire.KindRead), uint16(0), []byte{1, 2, 3, 4}, make([]byte, 4096))
+	f.Fuzz(func(t *testing.T, kind uint8, status uint16, meta, data []byte) {
+		for _, k := range []wire.Kind{wire.KindRead, wire.KindWrite, wire.KindExtents, wire.KindFlush} {
+			p := new(piece)
+			p.req.Kind, p.req.IO.Len = k, uint32(len(data))
+			p.req.Dst = make([]byte, len(data))
+			p.parse(&wire.Frame{Header: wire.Header{Kind: wire.Kind(kind), Status: wire.Status(status)}, Meta: meta, Data: data})
+		}
+		s := &watchStream{w: &Watcher{}}
+		s.w.cur.Store(state.New())
+		s.command(meta)
+	})
+}
