@@ -74,6 +74,7 @@ func (s *Store) checkpointLoop() {
 		if err := s.checkpoint(); err != nil && s.Err() == nil {
 			s.log.Warn("checkpoint", "error", err)
 			s.waitAfterFailure()
+			s.wantCheckpoint(true)
 		}
 		s.makeReserve()
 	}
@@ -266,9 +267,10 @@ func (s *Store) writePlan(n uint64, p *plan) error {
 	}
 	var err error
 	if p.file == nil {
-		if p.file, err = s.acquire(p.o, true); err != nil {
-			return err
+		if p.file, err = s.acquireForWrite(p.o); err != nil {
+			return s.writeError("open object "+p.o.key.String(), err)
 		}
+		p.noteDamage()
 	}
 	for i := range p.moved {
 		if err := s.moveBlocks(p, &p.moved[i]); err != nil {
@@ -292,6 +294,13 @@ func (s *Store) writePlan(n uint64, p *plan) error {
 		}
 	}
 	return nil
+}
+
+// noteDamage has the catalog know of damage that was found since the cut.
+func (p *plan) noteDamage() {
+	p.o.g.mu.Lock()
+	defer p.o.g.mu.Unlock()
+	p.snap.damaged = p.snap.damaged || p.o.damaged
 }
 
 func (o *object) fileBirth() uint64 {

@@ -81,6 +81,21 @@ func (s *Store) acquire(o *object, create bool) (*objFile, error) {
 	return f, nil
 }
 
+// acquireForWrite opens the object's file or makes it. If it is not there any
+// more, or is another's, the object is damaged, and a new file takes its
+// place.
+func (s *Store) acquireForWrite(o *object) (*objFile, error) {
+	f, err := s.acquire(o, true)
+	if !isLost(err) {
+		return f, err
+	}
+	s.log.Error("object's file is lost", "object", o.key, "group", uint32(o.g.id), "error", err)
+	o.g.mu.Lock()
+	o.g.markDamaged(o)
+	o.g.mu.Unlock()
+	return s.acquire(o, true)
+}
+
 // isLost says that a file is not there, or is not what it should be.
 func isLost(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrDamaged) || errors.Is(err, io.EOF)
@@ -157,10 +172,14 @@ func (s *Store) makeGroupDir(dir string) error {
 	return err
 }
 
-// writeError ends the disk unless there was just no space.
+// writeError ends the disk unless there was just no space, or no descriptor
+// or memory.
 func (s *Store) writeError(what string, err error) error {
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+	switch {
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		s.noteFull()
+		return fmt.Errorf("%s: %w", what, err)
+	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE), errors.Is(err, syscall.ENOMEM):
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	return s.fail(what, err)

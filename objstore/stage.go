@@ -205,7 +205,7 @@ func slotsOf(runs []slotRun) func(i int) uint32 {
 // writeSlots writes data to runs of slots of the object's file, which is
 // created if need be, and has the next sync cover it.
 func (s *Store) writeSlots(o *object, runs []slotRun, data []byte) error {
-	f, err := s.acquire(o, true)
+	f, err := s.acquireForWrite(o)
 	if err != nil {
 		return err
 	}
