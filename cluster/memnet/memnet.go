@@ -24,7 +24,7 @@ type Net struct {
 	conns     map[*conn]struct{}
 	cut       map[[2]string]bool // from, to
 	latency   func(from, to string) time.Duration
-	wake      *sync.Cond // something changed: bytes, cuts, closes
+	wake      *sync.Cond // cuts or listeners changed
 }
 
 // New makes a network.
@@ -52,7 +52,7 @@ func (n *Net) set(from, to string, cut bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.cut[[2]string{from, to}] = cut
-	n.wake.Broadcast()
+	n.changed()
 }
 
 // HealAll lets everything flow.
@@ -60,7 +60,7 @@ func (n *Net) HealAll() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	clear(n.cut)
-	n.wake.Broadcast()
+	n.changed()
 }
 
 // Kill ends all connections and listeners of a host, as the kernel does for a process that died.
@@ -78,7 +78,15 @@ func (n *Net) Kill(host string) {
 			c.closeLocked(syscall.ECONNRESET)
 		}
 	}
+	n.changed()
+}
+
+// changed wakes everybody: what is cut or who is there is different. mu is held.
+func (n *Net) changed() {
 	n.wake.Broadcast()
+	for c := range n.conns {
+		c.wake.Broadcast()
+	}
 }
 
 func hostOf(addr string) string {
@@ -119,7 +127,7 @@ func (h *Host) Dial(addr string, timeout time.Duration) (net.Conn, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for n.cut[[2]string{h.name, to}] || n.cut[[2]string{to, h.name}] {
-		if !n.waitUntil(deadline) {
+		if !n.waitUntil(n.wake, deadline) {
 			return nil, fmt.Errorf("dial %s: %w", addr, os.ErrDeadlineExceeded)
 		}
 	}
@@ -130,6 +138,7 @@ func (h *Host) Dial(addr string, timeout time.Duration) (net.Conn, error) {
 	a := &conn{n: n, host: h.name, peerHost: to, local: h.name + ":0", remote: addr}
 	b := &conn{n: n, host: to, peerHost: h.name, local: addr, remote: h.name + ":0"}
 	a.peer, b.peer = b, a
+	a.wake, b.wake = sync.NewCond(&n.mu), sync.NewCond(&n.mu)
 	n.conns[a], n.conns[b] = struct{}{}, struct{}{}
 	l.queue = append(l.queue, b)
 	n.wake.Broadcast()
@@ -137,7 +146,7 @@ func (h *Host) Dial(addr string, timeout time.Duration) (net.Conn, error) {
 }
 
 // waitUntil waits for a change, at most until t; false when t has come. mu is held.
-func (n *Net) waitUntil(t time.Time) bool {
+func (n *Net) waitUntil(wake *sync.Cond, t time.Time) bool {
 	if !t.IsZero() {
 		d := time.Until(t)
 		if d <= 0 {
@@ -145,12 +154,12 @@ func (n *Net) waitUntil(t time.Time) bool {
 		}
 		timer := time.AfterFunc(d, func() {
 			n.mu.Lock()
-			n.wake.Broadcast()
+			wake.Broadcast()
 			n.mu.Unlock()
 		})
 		defer timer.Stop()
 	}
-	n.wake.Wait()
+	wake.Wait()
 	return true
 }
 
@@ -208,6 +217,7 @@ type conn struct {
 	peer           *conn
 	host, peerHost string
 	local, remote  string
+	wake           *sync.Cond // something of this end changed
 
 	in      []packet // what the peer sent
 	inBytes int
@@ -235,7 +245,7 @@ func (c *conn) Read(b []byte) (int, error) {
 				if len(p.b) == 0 {
 					c.in = c.in[1:]
 				}
-				n.wake.Broadcast()
+				c.peer.wake.Broadcast()
 				return k, nil
 			}
 			next = p.at
@@ -246,7 +256,7 @@ func (c *conn) Read(b []byte) (int, error) {
 		if !c.rd.IsZero() && (next.IsZero() || c.rd.Before(next)) {
 			next = c.rd
 		}
-		if !n.waitUntil(next) && !c.rd.IsZero() && !time.Now().Before(c.rd) {
+		if !n.waitUntil(c.wake, next) && !c.rd.IsZero() && !time.Now().Before(c.rd) {
 			return 0, os.ErrDeadlineExceeded
 		}
 	}
@@ -257,7 +267,7 @@ func (c *conn) Write(b []byte) (int, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for c.peer.inBytes >= windowBytes && c.err == nil && c.peer.err == nil {
-		if !n.waitUntil(c.wd) {
+		if !n.waitUntil(c.wake, c.wd) {
 			return 0, os.ErrDeadlineExceeded
 		}
 	}
@@ -270,7 +280,7 @@ func (c *conn) Write(b []byte) (int, error) {
 	at := time.Now().Add(n.latency(c.host, c.peerHost))
 	c.peer.in = append(c.peer.in, packet{append([]byte(nil), b...), at})
 	c.peer.inBytes += len(b)
-	n.wake.Broadcast()
+	c.peer.wake.Broadcast()
 	return len(b), nil
 }
 
@@ -278,7 +288,6 @@ func (c *conn) Close() error {
 	c.n.mu.Lock()
 	defer c.n.mu.Unlock()
 	c.closeLocked(io.EOF)
-	c.n.wake.Broadcast()
 	return nil
 }
 
@@ -289,6 +298,8 @@ func (c *conn) closeLocked(why error) {
 	}
 	c.err = errors.New("closed")
 	c.peer.peerErr = why
+	c.wake.Broadcast()
+	c.peer.wake.Broadcast()
 	delete(c.n.conns, c)
 }
 
@@ -304,7 +315,7 @@ func (c *conn) SetReadDeadline(t time.Time) error {
 	c.n.mu.Lock()
 	defer c.n.mu.Unlock()
 	c.rd = t
-	c.n.wake.Broadcast()
+	c.wake.Broadcast()
 	return nil
 }
 
@@ -312,6 +323,6 @@ func (c *conn) SetWriteDeadline(t time.Time) error {
 	c.n.mu.Lock()
 	defer c.n.mu.Unlock()
 	c.wd = t
-	c.n.wake.Broadcast()
+	c.wake.Broadcast()
 	return nil
 }

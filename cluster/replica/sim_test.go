@@ -228,7 +228,7 @@ func (s *sim) writer(ctx context.Context, b *simBlock, seed uint64) {
 		}
 		b.acked.Store(v)
 		s.ops.Add(1)
-		time.Sleep(time.Duration(rng.Int64N(int64(30 * time.Millisecond))))
+		time.Sleep(time.Duration(rng.Int64N(int64(100 * time.Millisecond))))
 	}
 }
 
@@ -256,6 +256,6 @@ func (s *sim) reader(ctx context.Context, b *simBlock, seed uint64) {
 		}
 		seen = v
 		s.ops.Add(1)
-		time.Sleep(time.Duration(rng.Int64N(int64(40 * time.Millisecond))))
+		time.Sleep(time.Duration(rng.Int64N(int64(120 * time.Millisecond))))
 	}
 }

@@ -89,7 +89,7 @@ func (t *takeover) answered(g *group, m *member, a *wire.Frame, b *wire.Batch) {
 	}
 	var pos wire.Position
 	switch {
-	case a == nil:
+	case a == nil, a.Status == wire.StatusBehind, a.Status == wire.StatusBusy: // its map is older than ours; tick asks again
 		delete(t.asked, m)
 	case a.Status == wire.StatusOldTerm:
 		g.fence = max(g.fence, a.Term)
