@@ -25,6 +25,7 @@ const (
 	devNodesMax = 64
 	demoName    = "demo"
 	demoBytes   = 1 << 30
+	devPoll     = 20 * time.Millisecond
 	devReady    = 60 * time.Second // for the nodes to find each other, format and lead
 )
 
@@ -74,7 +75,7 @@ func (s *shell) dev(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	log, err := logger(c, s.err)
+	log, level, err := logger(c, s.err)
 	if err != nil {
 		return err
 	}
@@ -97,6 +98,9 @@ func (s *shell) dev(c *cli.Context) error {
 		go exitOnSecondSignal(cleanup)
 		if c.Context.Err() != nil {
 			s.printf("\nStopping...\n")
+			if !c.IsSet("log-level") {
+				level.Set(slog.LevelError) // nodes that leave miss each other: nobody needs to read that
+			}
 		}
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.Context), stopTimeout)
@@ -153,7 +157,7 @@ func (o *devOptions) node(i int) *nodeOptions {
 func prepareDev(ctx context.Context, a *admin.Client, o *devOptions, kept bool) error {
 	var st admin.Status
 	if !kept {
-		err := eventually(ctx, func() (bool, error) {
+		err := eventually(ctx, devPoll, func() (bool, error) {
 			nodes, err := a.Nodes(ctx)
 			return len(nodes) == o.nodes, err
 		})
@@ -164,7 +168,7 @@ func prepareDev(ctx context.Context, a *admin.Client, o *devOptions, kept bool) 
 			return fmt.Errorf("format: %w", err)
 		}
 	}
-	err := eventually(ctx, func() (_ bool, err error) {
+	err := eventually(ctx, devPoll, func() (_ bool, err error) {
 		st, err = a.Status(ctx)
 		return err == nil && (st.State == "running" || kept && st.State == "degraded"), err
 	})
@@ -182,8 +186,8 @@ func prepareDev(ctx context.Context, a *admin.Client, o *devOptions, kept bool) 
 }
 
 // eventually asks until it is so; a node that does not answer is asked again, too.
-func eventually(ctx context.Context, ask func() (bool, error)) error {
-	tick := time.NewTicker(20 * time.Millisecond)
+func eventually(ctx context.Context, every time.Duration, ask func() (bool, error)) error {
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
 		ok, err := ask()

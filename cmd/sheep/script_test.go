@@ -8,9 +8,12 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"regexp"
 	"strconv"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -87,7 +90,7 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: exits CODE PROGRAM ARGS…")
 	}
-	err := ts.Exec(args[1], args[2:]...)
+	err := ts.Exec("timeout", append([]string{"--kill-after=5", "30"}, args[1:]...)...)
 	code := 0
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
@@ -118,6 +121,65 @@ func stopped(ts *testscript.TestScript, neg bool, args []string) {
 	if fake(ts).Stopped(int(number(ts, args[0]))) == neg {
 		ts.Fatalf("node %s: stopped is %v", args[0], neg)
 	}
+}
+
+// realPort is where the scripts with real nodes listen: HTTP and frames here, gossip one above, NBD two above.
+const realPort = 17290
+
+// TestRealNodes runs the stories in testdata/real, one after the other: nodes with disks, in processes of their own.
+func TestRealNodes(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts clusters")
+	}
+	files, err := filepath.Glob("testdata/real/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	for _, file := range files { // they share ports: not in parallel
+		testscript.RunT(sequential{t}, testscript.Params{
+			Files: []string{file},
+			Setup: func(e *testscript.Env) error {
+				for i, name := range []string{"PORT", "GOSSIP", "NBD"} {
+					e.Setenv(name, strconv.Itoa(realPort+i))
+				}
+				e.Setenv("SHEEP_ADDRESS", fmt.Sprintf("127.0.0.1:%d", realPort))
+				e.Setenv("TZ", "UTC")
+				e.Setenv("TMPDIR", filepath.Join(e.WorkDir, ".tmp"))
+				return nil
+			},
+			Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits, "eventually": eventuallyRuns},
+		})
+	}
+}
+
+// sequential runs a script's subtest without the Parallel that testscript asks for.
+type sequential struct{ *testing.T }
+
+func (s sequential) Parallel()     {}
+func (s sequential) Verbose() bool { return testing.Verbose() }
+func (s sequential) Run(name string, f func(testscript.T)) {
+	s.T.Run(name, func(t *testing.T) { f(sequential{t}) })
+}
+
+// eventually PATTERN PROGRAM ARGS…: within some seconds the program succeeds and prints something that matches.
+func eventuallyRuns(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: eventually PATTERN PROGRAM ARGS…")
+	}
+	pattern, err := regexp.Compile("(?m)" + args[0])
+	ts.Check(err)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	err = eventually(ctx, 100*time.Millisecond, func() (bool, error) {
+		if err := ts.Exec(args[1], args[2:]...); err != nil {
+			return false, err
+		}
+		if out := ts.ReadFile("stdout"); !pattern.MatchString(out) {
+			return false, fmt.Errorf("no match for %s", pattern)
+		}
+		return true, nil
+	})
+	ts.Check(err)
 }
 
 // TestTerminal: neither a file nor a buffer is a terminal.

@@ -68,6 +68,11 @@ func startNode(ctx context.Context, o *nodeOptions, log *slog.Logger) (*runningN
 	n.unsettle = cancel
 	n.settling.Go(func() { n.revive(settle) })
 	n.settling.Go(func() {
+		if err := n.checkJoin(settle); err != nil {
+			n.broken <- err
+		}
+	})
+	n.settling.Go(func() {
 		if n.registered(settle) {
 			n.gateway.open()
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -33,14 +34,24 @@ func forest(m *state.Map) []*vdiNode {
 		nodes[v.Vid] = &vdiNode{vdi: v, Name: v.Name, ID: v.SnapID, Tag: v.Tag, Vid: fmt.Sprintf("%06x", v.Vid)}
 	}
 	var roots []*vdiNode
-	for _, v := range list {
+	for _, v := range list { // by name and age; but what goes on under the same name comes before clones
 		if up := livingParent(m, nodes, v); up != nil {
 			up.Below = append(up.Below, nodes[v.Vid])
 		} else {
 			roots = append(roots, nodes[v.Vid])
 		}
 	}
+	for _, n := range nodes {
+		slices.SortStableFunc(n.Below, func(a, b *vdiNode) int { return order(a.Name != n.Name) - order(b.Name != n.Name) })
+	}
 	return roots
+}
+
+func order(later bool) int {
+	if later {
+		return 1
+	}
+	return 0
 }
 
 func livingParent(m *state.Map, nodes map[uint32]*vdiNode, v *state.VDI) *vdiNode {
