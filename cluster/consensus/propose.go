@@ -52,6 +52,9 @@ func (c *Consensus) Propose(ctx context.Context, cmd *state.Command) (state.Resu
 	var last error
 	for {
 		res, err := c.attempt(ctx, cmd)
+		if err == nil && res.Code != state.OK {
+			return res, nil // nothing changed that one would have to see
+		}
 		if err == nil {
 			return res, c.WaitApplied(ctx, res.Index)
 		}

@@ -101,7 +101,7 @@ func (n *Node) askToJoin() (last error) {
 		case err != nil:
 			last = err
 		case h.Status == wire.StatusInvalid:
-			last = fmt.Errorf("%w by %s: %s", errRefused, m.Addr, meta)
+			return fmt.Errorf("%w by %s: %s", errRefused, m.Addr, meta)
 		case h.Status == wire.StatusOK:
 			return nil
 		default:
@@ -198,4 +198,11 @@ func (n *Node) allIn() bool {
 		}
 	}
 	return true
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	select {
+	case <-time.After(d):
+	case <-ctx.Done():
+	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/sheepdog-go/sheepdog/cluster/consensus"
 	"github.com/sheepdog-go/sheepdog/cluster/state"
 )
 
@@ -94,12 +95,48 @@ func (n *Node) noteFormatted(m *state.Map) error {
 	return n.dir.change(func(id *identity) { id.Formatted = true })
 }
 
-// register makes a new incarnation durable, then known (R5), and begins to ask for its lease.
+// registration is one that has no outcome yet.
+type registration struct {
+	id  string // of the command: the same for every try, so that a repeat is harmless
+	cmd state.Register
+}
+
+// register makes a new incarnation durable, then known (R5), and begins to ask for its lease. If the cluster gives no answer it is to be called again.
 func (n *Node) register() error {
+	if n.registering == nil {
+		r, err := n.newRegistration()
+		if err != nil {
+			return err
+		}
+		n.registering = r
+	}
+	r := n.registering
+	ctx, cancel := context.WithTimeout(n.ctx, registerTimeout)
+	defer cancel()
+	res, err := n.Propose(ctx, &state.Command{ID: r.id, Time: time.Now(), Register: &r.cmd})
+	switch {
+	case err != nil:
+		n.log.Info("waiting for the cluster", "err", err)
+		return nil
+	case res.Code == state.Busy: // our former self may have a lease
+		r.id = consensus.NewID()
+		return nil
+	case res.Code == state.Stale: // this incarnation ended before it began: another
+		n.registering = nil
+		return nil
+	case res.Code != state.OK:
+		return fmt.Errorf("the cluster refuses this node: %w", errors.New(res.Error))
+	}
+	n.registering = nil
+	n.registered(state.Member{Node: res.Node, Inc: r.cmd.Inc})
+	return nil
+}
+
+func (n *Node) newRegistration() (*registration, error) {
 	known := n.dir.get()
 	inc, err := n.dir.newIncarnation()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	r := state.Register{UUID: known.UUID, Addr: n.addr, Gossip: n.cfg.gossipAddr(), NBD: n.cfg.NBD, Zone: n.cfg.Zone, VNodes: n.cfg.VNodes,
 		Disk: n.stores.bytes(), Inc: inc, Boot: n.cfg.BootID, History: known.Incarnations}
@@ -109,29 +146,7 @@ func (n *Node) register() error {
 	if known.Formatted {
 		r.Cluster = known.Cluster
 	}
-	id := "" // the same for every try: a repeat is harmless
-	for n.ctx.Err() == nil && !n.leaving.Load() {
-		cmd := &state.Command{ID: id, Time: time.Now(), Register: &r}
-		ctx, cancel := context.WithTimeout(n.ctx, registerTimeout)
-		res, err := n.Propose(ctx, cmd)
-		cancel()
-		id = cmd.ID
-		switch {
-		case err != nil:
-			n.log.Info("waiting for the cluster", "err", err)
-		case res.Code == state.OK:
-			n.registered(state.Member{Node: res.Node, Inc: inc})
-			return nil
-		case res.Code == state.Busy: // our former self may have a lease
-			id = ""
-			sleep(n.ctx, livePeriod)
-		case res.Code == state.Stale: // this incarnation ended before it began: another
-			return nil
-		default:
-			return fmt.Errorf("the cluster refuses this node: %w", errors.New(res.Error))
-		}
-	}
-	return nil
+	return &registration{id: consensus.NewID(), cmd: r}, nil
 }
 
 // registered begins to serve as m, as soon as it has a lease.
@@ -141,11 +156,4 @@ func (n *Node) registered(m state.Member) {
 	n.holder.Begin(m)
 	n.engine.MapChanged(n.Map())
 	n.gossip.Update(n.meta(n.clusterID()))
-}
-
-func sleep(ctx context.Context, d time.Duration) {
-	select {
-	case <-time.After(d):
-	case <-ctx.Done():
-	}
 }

@@ -48,8 +48,10 @@ type Node struct {
 	controls chan struct{} // a token for each request that is waited for
 	watchers chan struct{}
 	liveWake chan struct{}
-	leaving  atomic.Bool            // no new registration
-	refused  atomic.Pointer[string] // a node of another cluster was met
+	leaving  atomic.Bool // no new registration
+
+	registering *registration          // without an outcome yet; live alone uses it
+	refused     atomic.Pointer[string] // a node of another cluster was met
 
 	connsMu sync.Mutex
 	conns   map[*wire.Conn]struct{}

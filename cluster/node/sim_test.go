@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -243,6 +244,26 @@ func (w *world) served() bool {
 	return true
 }
 
+// agree says whether all nodes have the same map, and that it is the same.
+func (w *world) agree() bool {
+	w.t.Helper()
+	m := w.newest()
+	want, err := state.EncodeMap(m)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for h, n := range w.nodes {
+		o := n.Map()
+		if o.Index != m.Index {
+			return false
+		}
+		if got, _ := state.EncodeMap(o); !bytes.Equal(got, want) {
+			w.t.Fatalf("%s has another map at index %d", h, m.Index)
+		}
+	}
+	return true
+}
+
 func sim(t *testing.T, f func(t *testing.T)) {
 	t.Helper()
 	synctest.Test(t, f)
@@ -420,4 +441,6 @@ func randomFaults(t *testing.T, r *rand.Rand) {
 	}
 	// Where all members restarted and some were ended one by one, a set waits for its last one; it is here now.
 	w.until(60*time.Second, "everybody serves", func() bool { return w.allServe(w.hosts...) && w.served() })
+	w.until(60*time.Second, "every group is whole", func() bool { return healthy(w.newest(), 3) })
+	w.until(5*time.Second, "all agree", w.agree)
 }
