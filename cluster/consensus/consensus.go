@@ -98,11 +98,17 @@ type Consensus struct {
 }
 
 // Open starts this node's raft. A store without anything in it waits: for Bootstrap, or for a leader that adds this node.
-func Open(cfg Config) (*Consensus, error) {
+func Open(cfg Config) (*Consensus, error) { return open(cfg, nil) }
+
+// open starts raft; logs, if given, takes the place of the log store.
+func open(cfg Config, own raft.LogStore) (*Consensus, error) {
 	c := &Consensus{cfg: cfg, log: cfg.Logger, fsm: newFSM(), proposing: newTurn(), changing: newTurn(), leaderChanged: make(chan struct{}), closing: make(chan struct{})}
 	logs, stable, snaps, err := c.openStore()
 	if err != nil {
 		return nil, err
+	}
+	if own != nil {
+		logs = own
 	}
 	c.store = &timedStore{LogStore: logs, stable: stable, now: time.Now, fatal: cfg.Fatal, slow: func(what string, d time.Duration) {
 		c.log.Warn("raft's disk is slow", "call", what, "took", d)
