@@ -118,7 +118,7 @@ func (s *shell) daemon(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	log, _, err := logger(c, s.err)
+	log, err := logger(c, s.err)
 	if err != nil {
 		return err
 	}

@@ -37,7 +37,7 @@ func (s *shell) devCommand() *cli.Command {
 		&cli.IntFlag{Name: "port", Aliases: []string{"p"}, Value: defaultPort, Usage: "port of the nodes"},
 		&cli.IntFlag{Name: "gossip-port", Value: defaultGossipPort, Usage: "port of their gossip"},
 		&cli.IntFlag{Name: "nbd-port", Value: 10809, Usage: "port of their NBD servers"},
-	}, logFlags("warn")...)}
+	}, logFlags("error")...)}
 }
 
 // devOptions is what the command line asks for.
@@ -75,7 +75,7 @@ func (s *shell) dev(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	log, level, err := logger(c, s.err)
+	log, err := logger(c, s.err)
 	if err != nil {
 		return err
 	}
@@ -98,9 +98,7 @@ func (s *shell) dev(c *cli.Context) error {
 		go exitOnSecondSignal(cleanup)
 		if c.Context.Err() != nil {
 			s.printf("\nStopping...\n")
-			if !c.IsSet("log-level") {
-				level.Set(slog.LevelError) // nodes that leave miss each other: nobody needs to read that
-			}
+			s.out.Flush()
 		}
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.Context), stopTimeout)
@@ -264,6 +262,7 @@ func (s *shell) welcome(o *devOptions, keep bool) {
 		s.printf("    %s\n", line)
 	}
 	s.printf("\nCtrl-C stops it.\n")
+	s.out.Flush()
 }
 
 // ownName is how this program is called from another terminal.

@@ -2,48 +2,65 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/sheepdog-go/sheepdog/cluster/admin"
 )
 
 const (
-	joinCheckFor   = time.Minute // how long after the start a node that --join names is asked whose it is
-	joinCheckEvery = time.Second
-	joinCheckWait  = 3 * time.Second // for one answer
+	joinCheckBefore = time.Second
+	joinCheckFor    = time.Minute // after the start
+	joinCheckEvery  = time.Second
+	joinCheckWait   = 3 * time.Second // for one answer
 )
 
-// checkJoin finds out whether somebody started a directory of one cluster with --join to another. Gossip would keep the two apart, and the node would go on with
-// its old cluster, which is not what that person wanted. It returns nil when all who were named have answered well, or after a while.
-func (n *runningNode) checkJoin(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, joinCheckFor)
-	defer cancel()
-	_, port, _ := net.SplitHostPort(n.options.listen) // --join names gossip ports; nodes of a cluster share the other ports by habit
+// A person may start a directory of one cluster with --join to another. Gossip would keep the two apart, and the node would go on with its old
+// cluster, which is not what that person wanted. So who is named is asked whose they are: once before the node takes part in anything, and for a
+// while after the start those who did not answer then.
+
+// joinAddrs are the node ports of those whom --join names. It names gossip ports; nodes of a cluster share the other ports by habit.
+func (o *nodeOptions) joinAddrs() map[string]bool {
+	host, port, _ := net.SplitHostPort(o.listen)
 	left := map[string]bool{}
-	for _, j := range n.options.join {
-		host := j
+	for _, j := range o.join {
 		if h, _, err := net.SplitHostPort(j); err == nil {
-			host = h
+			j = h
 		}
-		if addr := net.JoinHostPort(host, port); addr != n.node.Addr() {
-			left[addr] = true
+		if j != host && j != o.advertise {
+			left[net.JoinHostPort(j, port)] = true
 		}
 	}
+	return left
+}
+
+// checkBefore asks once, before the node starts.
+func (o *nodeOptions) checkBefore(ctx context.Context) error {
+	ours := clusterOf(o.dirs[0])
+	if ours == "" {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, joinCheckBefore)
+	defer cancel()
+	return o.askWhose(ctx, ours, o.joinAddrs())
+}
+
+// checkAfter asks until all who were named have answered well, or for a while.
+func (n *runningNode) checkAfter(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, joinCheckFor)
+	defer cancel()
+	left := n.options.joinAddrs()
 	tick := time.NewTicker(joinCheckEvery)
 	defer tick.Stop()
 	for len(left) > 0 {
-		for addr := range left {
-			theirs, ok := clusterAt(ctx, addr)
-			if !ok {
-				continue
+		if ours := n.node.Cluster(); ours != "" {
+			if err := n.options.askWhose(ctx, ours, left); err != nil {
+				return err
 			}
-			if ours := n.node.Cluster(); ours != "" && ours != theirs {
-				return fmt.Errorf("directory %s belongs to cluster %s, but %s, which --join names, to cluster %s: use another directory, or other nodes",
-					n.options.dirs[0], ours, addr, theirs)
-			}
-			delete(left, addr)
 		}
 		select {
 		case <-tick.C:
@@ -54,12 +71,51 @@ func (n *runningNode) checkJoin(ctx context.Context) error {
 	return nil
 }
 
-// clusterAt asks a node which cluster it belongs to; not ok if it does not answer or belongs to none.
-func clusterAt(ctx context.Context, addr string) (cluster string, ok bool) {
+// askWhose asks those who are left, all at once, and takes out those who belong to our cluster. One that belongs to another is the error.
+func (o *nodeOptions) askWhose(ctx context.Context, ours string, left map[string]bool) error {
+	type answer struct{ addr, cluster string }
+	answers := make(chan answer, len(left))
+	for addr := range left {
+		go func() { answers <- answer{addr, clusterAt(ctx, addr)} }()
+	}
+	for range len(left) {
+		switch a := <-answers; a.cluster {
+		case "":
+		case ours:
+			delete(left, a.addr)
+		default:
+			return fmt.Errorf("directory %s belongs to cluster %s, but %s, which --join names, to cluster %s: use another directory, or other nodes",
+				o.dirs[0], ours, a.addr, a.cluster)
+		}
+	}
+	return nil
+}
+
+// clusterAt asks a node which cluster it belongs to; "" if it does not answer or belongs to none.
+func clusterAt(ctx context.Context, addr string) string {
 	ctx, cancel := context.WithTimeout(ctx, joinCheckWait)
 	defer cancel()
 	c := admin.NewClient(addr)
 	defer c.Close()
 	st, err := c.Status(ctx)
-	return st.Cluster, err == nil && st.Cluster != ""
+	if err != nil {
+		return ""
+	}
+	return st.Cluster
+}
+
+// clusterOf reads from a node's directory which cluster it belongs to; "" if to none, or if there is no reading it: cluster/node, whose file it is,
+// will have its say.
+func clusterOf(dir string) string {
+	b, err := os.ReadFile(filepath.Join(dir, "epoch", "node.json"))
+	if err != nil {
+		return ""
+	}
+	var id struct {
+		Cluster string `json:"cluster"`
+	}
+	if json.Unmarshal(b, &id) != nil {
+		return ""
+	}
+	return id.Cluster
 }

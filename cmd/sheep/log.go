@@ -16,16 +16,16 @@ func logFlags(level string) []cli.Flag {
 	}
 }
 
-// logger makes the log that the flags ask for, on w. Its level may be changed later.
-func logger(c *cli.Context, w io.Writer) (*slog.Logger, *slog.LevelVar, error) {
-	level := new(slog.LevelVar)
+// logger makes the log that the flags ask for, on w.
+func logger(c *cli.Context, w io.Writer) (*slog.Logger, error) {
+	var level slog.Level
 	if err := level.UnmarshalText([]byte(c.String("log-level"))); err != nil {
-		return nil, nil, usagef("Invalid log level '%s': use debug, info, warn or error", c.String("log-level"))
+		return nil, usagef("Invalid log level '%s': use debug, info, warn or error", c.String("log-level"))
 	}
 	o := &slog.HandlerOptions{Level: level}
 	switch c.String("log-format") {
 	case "json":
-		return slog.New(slog.NewJSONHandler(w, o)), level, nil
+		return slog.New(slog.NewJSONHandler(w, o)), nil
 	case "text":
 		if os.Getenv("JOURNAL_STREAM") != "" { // systemd's journal has its own clock
 			o.ReplaceAttr = func(groups []string, a slog.Attr) slog.Attr {
@@ -35,7 +35,7 @@ func logger(c *cli.Context, w io.Writer) (*slog.Logger, *slog.LevelVar, error) {
 				return a
 			}
 		}
-		return slog.New(slog.NewTextHandler(w, o)), level, nil
+		return slog.New(slog.NewTextHandler(w, o)), nil
 	}
-	return nil, nil, usagef("Invalid log format '%s': use text or json", strings.TrimSpace(c.String("log-format")))
+	return nil, usagef("Invalid log format '%s': use text or json", strings.TrimSpace(c.String("log-format")))
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"io"
@@ -20,11 +21,18 @@ func main() {
 	os.Exit(code)
 }
 
+// outBytes is what is printed at once. A reader that has seen enough (grep -q, head) then does not kill the program in mid-answer.
+const outBytes = 64 << 10
+
 // run is the whole program but for the process: it returns the exit code.
 func run(ctx context.Context, line []string, in io.Reader, out, errs io.Writer) int {
-	s := &shell{in: in, out: out, err: errs}
+	buffered := bufio.NewWriterSize(out, outBytes)
+	s := &shell{in: in, out: buffered, err: errs, stdout: out}
 	app := s.app()
 	err := app.RunContext(ctx, args.Reorder(app, line))
+	if flushed := buffered.Flush(); err == nil && flushed != nil {
+		err = systemf("write the output: %w", flushed)
+	}
 	if err != nil {
 		if text := errorLine(err); text != "" {
 			fmt.Fprintln(errs, text)

@@ -43,6 +43,9 @@ type runningNode struct {
 // startNode starts a node with all its servers. It returns when clients can connect; whatever is in the way (a port, a directory) is an error here.
 func startNode(ctx context.Context, o *nodeOptions, log *slog.Logger) (*runningNode, error) {
 	n := &runningNode{options: o, log: log, started: time.Now(), told: make(chan struct{}), broken: make(chan error, 4)}
+	if err := o.checkBefore(ctx); err != nil {
+		return nil, err
+	}
 	listeners, err := o.listenNBD() // first: a node that cannot serve its clients shall not join the cluster
 	if err != nil {
 		return nil, err
@@ -68,7 +71,7 @@ func startNode(ctx context.Context, o *nodeOptions, log *slog.Logger) (*runningN
 	n.unsettle = cancel
 	n.settling.Go(func() { n.revive(settle) })
 	n.settling.Go(func() {
-		if err := n.checkJoin(settle); err != nil {
+		if err := n.checkAfter(settle); err != nil {
 			n.broken <- err
 		}
 	})

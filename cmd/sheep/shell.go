@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"cmp"
 	"context"
 	"fmt"
@@ -27,8 +28,10 @@ const askTimeout = 45 * time.Second
 
 // shell is what commands act on: the streams of the process, or a test's.
 type shell struct {
-	in       io.Reader
-	out, err io.Writer
+	in     io.Reader
+	out    *bufio.Writer // stdout; flushed at the end
+	err    io.Writer
+	stdout io.Writer // beneath out
 }
 
 // version is the module's, or the commit it was built from.

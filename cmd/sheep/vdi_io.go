@@ -113,7 +113,7 @@ func (s *shell) vdiRead(c *cli.Context) error {
 		if whole || sp.length > size-sp.offset {
 			sp.length = size - sp.offset
 		}
-		bar := s.dataProgress("reading", s.out)
+		bar := s.dataProgress("reading", s.stdout)
 		defer bar.end()
 		stream := vdi.NewStream(ctx, d)
 		err := inOrder(sp, func(off uint64, n int) ([]byte, error) {
