@@ -64,10 +64,30 @@ func (s *callerSlot) open() *wire.Caller {
 	return s.c
 }
 
+// get returns the connection, dialling if need be. Whoever asks waits for the dial only as long as ctx allows: a leader that fell silent must not keep
+// anybody from asking the next one.
 func (s *callerSlot) get(ctx context.Context, n wire.Network, addr string) (*wire.Caller, error) {
 	if c := s.open(); c != nil {
 		return c, nil
 	}
+	type result struct {
+		c   *wire.Caller
+		err error
+	}
+	done := make(chan result, 1)
+	go func() {
+		c, err := s.dial(ctx, n, addr)
+		done <- result{c, err}
+	}()
+	select {
+	case r := <-done:
+		return r.c, r.err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("dial %s: %w", addr, context.Cause(ctx))
+	}
+}
+
+func (s *callerSlot) dial(ctx context.Context, n wire.Network, addr string) (*wire.Caller, error) {
 	if err := s.turn.take(ctx); err != nil {
 		return nil, fmt.Errorf("dial %s: %w", addr, err)
 	}

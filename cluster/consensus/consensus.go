@@ -35,6 +35,9 @@ const (
 	snapshotsKept     = 2
 )
 
+// LogName is the file of raft's log in Config.Dir.
+const LogName = "log.db"
+
 // Config is what a Consensus needs.
 type Config struct {
 	UUID    string        // this node: raft's server id
@@ -159,7 +162,7 @@ func (c *Consensus) openStore() (raft.LogStore, raft.StableStore, raft.SnapshotS
 	if err := os.MkdirAll(c.cfg.Dir, 0o700); err != nil {
 		return nil, nil, nil, err
 	}
-	path := filepath.Join(c.cfg.Dir, "log.db")
+	path := filepath.Join(c.cfg.Dir, LogName)
 	// NoFreelistSync: one write less for each append; the list is rebuilt at open. A second daemon does not get this far (the
 	// directory is locked), so a wait for bbolt's own lock is a mistake of ours.
 	bolt, err := raftboltdb.New(raftboltdb.Options{Path: path, BoltOptions: &bbolt.Options{NoFreelistSync: true,

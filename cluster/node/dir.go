@@ -13,6 +13,8 @@ import (
 	"slices"
 	"sync"
 	"syscall"
+
+	"github.com/sheepdog-go/sheepdog/cluster/consensus"
 )
 
 const (
@@ -118,6 +120,17 @@ func parseIdentity(b []byte) (id identity, err error) {
 		return id, fmt.Errorf("it names no node")
 	}
 	return id, nil
+}
+
+// checkLog refuses a directory that has lost raft's log: with an empty one this voter would vote again where it has voted.
+func (d *dir) checkLog() error {
+	if !d.get().Formatted {
+		return nil
+	}
+	if _, err := os.Stat(filepath.Join(d.raft(), consensus.LogName)); err != nil {
+		return fmt.Errorf("directory %s has lost raft's log: remove this node from the cluster and let it join anew with an empty directory (%w)", d.path, err)
+	}
+	return nil
 }
 
 // write replaces the identity durably: old or new after a crash.

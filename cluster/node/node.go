@@ -121,6 +121,8 @@ func (n *Node) start() (err error) {
 	logDir := n.dir.raft()
 	if n.cfg.Raft != nil {
 		logDir = ""
+	} else if err = n.dir.checkLog(); err != nil {
+		return err
 	}
 	n.cons, err = consensus.Open(consensus.Config{
 		UUID: id.UUID, Addr: n.addr, Cluster: n.clusterID, Dir: logDir, Memory: n.cfg.Raft, Listen: raft, Net: n.cfg.Net, Peers: n.peers, Lookup: n.lookup,

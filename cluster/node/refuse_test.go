@@ -53,8 +53,7 @@ func TestRefusals(t *testing.T) {
 	// A directory of another cluster.
 	other := single(t, dir, 2)
 	stop(t, other)
-	lost := startNode(t, config(t, dir, 2, "127.0.0.1"))
-	_ = lost // it was alone in its cluster and goes on alone: being told to join another is only logged
+	lost := startNode(t, config(t, dir, 2, "127.0.0.1")) // alone in its cluster, it goes on alone; that it was told to join another is logged
 	eventually(t, 5*time.Second, "it serves its own", allServe(lost))
 	stop(t, lost)
 
@@ -66,6 +65,17 @@ func TestRefusals(t *testing.T) {
 		t.Fatal(err)
 	}
 	refusedAtStart(t, config(t, dir, 2, "127.0.0.1"), "belongs to cluster")
+	// A directory without its raft log.
+	if err := os.RemoveAll(filepath.Join(dir, "2")); err != nil {
+		t.Fatal(err)
+	}
+	other = single(t, dir, 2)
+	eventually(t, time.Second, "it is noted", func() bool { return other.dir.get().Formatted })
+	stop(t, other)
+	if err := os.RemoveAll(filepath.Join(dir, "2", epochDir, "raft")); err != nil {
+		t.Fatal(err)
+	}
+	refusedAtStart(t, config(t, dir, 2), "lost raft's log")
 	if !allServe(n)() {
 		t.Error("the refusals disturbed a node")
 	}

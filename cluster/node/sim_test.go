@@ -81,10 +81,13 @@ func (f hubFinder) Update(m gossip.Meta) {
 
 func (f hubFinder) Close() {}
 
-func (w *world) run(h string) {
+func (w *world) run(h string) { w.runAt(h, h) }
+
+// runAt starts a node whose directory is h's at a host.
+func (w *world) runAt(h, host string) {
 	w.t.Helper()
 	n, err := Start(Config{
-		Dirs: []string{filepath.Join(w.dir, h)}, Listen: h + ":7000", VNodes: 64, Store: smallStore, Net: w.net.Host(h), Raft: w.raft[h], BootID: strings.Repeat("b", 36),
+		Dirs: []string{filepath.Join(w.dir, h)}, Listen: host + ":7000", VNodes: 64, Store: smallStore, Net: w.net.Host(host), Raft: w.raft[h], BootID: strings.Repeat("b", 36),
 		Clock: func() time.Duration { return time.Since(w.start) + time.Hour },
 		Finder: func(self gossip.Meta, _ func()) (Finder, error) {
 			f := hubFinder{w.hub, self.UUID}
@@ -367,6 +370,30 @@ func TestR6AllRestart(t *testing.T) {
 				t.Fatalf("group %d has %v in sync: all members restarted, all are candidates", g.ID, g.InSync)
 			}
 		}
+	})
+}
+
+func TestNodesThatMovedToOtherAddresses(t *testing.T) {
+	sim(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		defer w.end()
+		w.formatted(3)
+		for _, h := range w.hosts { // all at once: no address that raft knows is true any more
+			w.crash(h)
+		}
+		for _, h := range w.hosts {
+			w.runAt(h, "new-"+h)
+		}
+		d := w.until(15*time.Second, "all serve", func() bool { return w.allServe(w.hosts...) && w.served() })
+		t.Logf("serving after %s", d)
+		w.until(5*time.Second, "raft knows the addresses", func() bool {
+			for _, s := range w.nodes["n1"].cons.Servers() {
+				if !strings.HasPrefix(s.Addr, "new-") {
+					return false
+				}
+			}
+			return true
+		})
 	})
 }
 
