@@ -36,6 +36,7 @@ type ClosedReport struct {
 
 const (
 	tickInterval = 50 * time.Millisecond
+	seldomTicks  = 10 // every so many ticks groups at rest are looked at too
 	// A replica that owes an answer and says nothing this long is taken out of the in-sync sets (R8). A machine that falls silent
 	// is replaced as primary within 5 s; as a secondary it should cost less.
 	replicaSilenceMax = 2 * time.Second
@@ -290,7 +291,7 @@ func (e *Engine) refuse(c *wire.Conn, f *wire.Frame, s wire.Status, err error, b
 func (e *Engine) tick() {
 	t := time.NewTicker(tickInterval)
 	defer t.Stop()
-	for {
+	for n := 0; ; n++ {
 		select {
 		case <-e.ctx.Done():
 			return
@@ -312,7 +313,8 @@ func (e *Engine) tick() {
 		for _, p := range peers {
 			p.check(now)
 		}
-		e.eachGroup(func(g *group) { g.tick(now, &b) })
+		seldom := n%seldomTicks == 0
+		e.eachGroup(func(g *group) { g.tick(now, seldom, &b) })
 		b.End()
 	}
 }

@@ -386,10 +386,18 @@ func (g *group) minCopies() int {
 	return 1
 }
 
-// tick looks after what waits. It must be cheap for a group at rest.
-func (g *group) tick(now time.Time, b *wire.Batch) {
+// atRest says that nothing waits and nobody owes anything.
+func (g *group) atRest() bool {
+	return len(g.tail) == 0 && len(g.parked) == 0 && len(g.reads) == 0 && g.flushes.round == nil && g.change == nil && g.handTo == state.NoNode && !g.leaseOut
+}
+
+// tick looks after what waits. A group at rest is looked at now and then.
+func (g *group) tick(now time.Time, seldom bool, b *wire.Batch) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if g.role == idle || g.role == secondary || g.role == serving && !seldom && g.atRest() && !g.stalled() {
+		return
+	}
 	switch g.role {
 	case serving:
 		g.dropEnded()
