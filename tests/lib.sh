@@ -59,14 +59,17 @@ check() {
 
 must() { check "$@" || { echo "        the story cannot go on"; exit 1; }; }
 
-# expect_rc STATUS COMMAND...: exactly that exit status, and for a failure exactly one line on stderr that is no Go panic.
+# expect_rc STATUS COMMAND...: exactly that exit status, and for a failure exactly one line on stderr, the last one, beside what a
+# server logs there.
+log_line='^time=[^ ]* level='
 expect_rc() {
   local want=$1 rc; shift
-  "$@" >"$W/out" 2>"$W/err" </dev/null; rc=$?
+  "$@" >"$W/out" 2>"$W/err" <"${STDIN:-/dev/null}"; rc=$?
   cat "$W/out" "$W/err"
   [ $rc = "$want" ] || { echo "exit status $rc, not $want"; return 1; }
   [ "$want" = 0 ] && return 0
-  [ "$(wc -l <"$W/err")" = 1 ] || { echo "stderr has $(wc -l <"$W/err") lines, not one"; return 1; }
+  [ "$(grep -vc "$log_line" "$W/err")" = 1 ] || { echo "stderr has $(grep -vc "$log_line" "$W/err") lines, not one"; return 1; }
+  ! tail -1 "$W/err" | grep -q "$log_line" || { echo "the last line on stderr is not the error"; return 1; }
 }
 
 expect_failure() { ! "$@"; }

@@ -7,6 +7,8 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/signal"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -45,7 +47,10 @@ func nbdMain(args []string) error {
 	fs := flag.NewFlagSet("witness nbd "+args[0], flag.ExitOnError)
 	fs.StringVar(&o.export, "export", "", "export name")
 	fs.StringVar(&o.state, "state", "ledger", "file that remembers what was sent, acknowledged and flushed; continued if it is there")
-	fs.Uint64Var(&o.size, "size", 0, "bytes to use, from the start (0: all of the export)")
+	fs.Func("size", "bytes to use, from the start (such as 64M; all of the export when not given)", func(s string) (err error) {
+		o.size, err = parseSize(s)
+		return err
+	})
 	fs.Float64Var(&o.seconds, "seconds", 10, "how long to write")
 	fs.IntVar(&o.depth, "depth", 1, "requests in flight")
 	fs.Int64Var(&o.flushEvery, "flush-every", 64, "flush after so many writes (0: only at the end)")
@@ -68,6 +73,18 @@ func nbdMain(args []string) error {
 		return c.check()
 	}
 	return c.write()
+}
+
+// parseSize reads a number of bytes that may end in K, M or G.
+func parseSize(s string) (uint64, error) {
+	shift := 0
+	if n := len(s); n > 0 {
+		if i := strings.IndexByte("KMG", s[n-1]); i >= 0 {
+			s, shift = s[:n-1], 10*(i+1)
+		}
+	}
+	v, err := strconv.ParseUint(s, 10, 64-shift)
+	return v << shift, err
 }
 
 type nbdClient struct {
