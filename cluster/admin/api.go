@@ -18,7 +18,7 @@ type Status struct {
 	Pools   []Pool    `json:"pools"`
 	Health  Health    `json:"health"`
 	Leader  string    `json:"leader,omitempty"` // address of the raft leader, as this node knows it
-	Moving  Progress  `json:"moving"`           // resync of all kinds together
+	Moving  Progress  `json:"moving"`           // nodes that are being brought up to date, together
 	Fault   string    `json:"fault,omitempty"`  // something this answer lacks, and why
 
 	Settings state.Settings `json:"settings"`
@@ -37,24 +37,6 @@ type Pool struct {
 	Copies    int    `json:"copies"`
 	MinCopies int    `json:"minCopies"`
 	Groups    int    `json:"groups"`
-}
-
-// Progress says how far resync is. Objects and bytes are those that differ or have to be looked at.
-type Progress struct {
-	Groups  int    `json:"groups"` // that still have something to do
-	Done    uint64 `json:"done"`   // objects
-	Total   uint64 `json:"total"`
-	Bytes   uint64 `json:"bytes"`   // copied so far
-	PerSec  uint64 `json:"perSec"`  // bytes per second at present
-	Seconds int    `json:"seconds"` // left, if it goes on like that; -1: not known
-}
-
-// Percent is how much is done.
-func (p Progress) Percent() float64 {
-	if p.Total == 0 {
-		return 0
-	}
-	return 100 * float64(min(p.Done, p.Total)) / float64(p.Total)
 }
 
 // Node is what one node says of itself, joined with what the map says of it.
@@ -85,7 +67,7 @@ type Self struct {
 	Lease      bool              `json:"lease"`  // holds its lease now
 	Index      uint64            `json:"index"`  // applied
 	Disks      []Disk            `json:"disks"`
-	Resyncs    []Resync          `json:"resyncs"`            // it is bringing others up to date, as primary
+	CopyPerSec uint64            `json:"copyPerSec"`         // bytes a second that it copies to others to bring them up to date
 	Counters   map[string]uint64 `json:"counters,omitempty"` // see /metrics
 	Goroutines int               `json:"goroutines"`
 }
@@ -97,16 +79,6 @@ type Disk struct {
 	Used  uint64 `json:"used"`
 	Avail uint64 `json:"avail"`
 	Fault string `json:"fault,omitempty"` // it failed, with why
-}
-
-// Resync is one group's copy being brought up to date on another node.
-type Resync struct {
-	Group  state.GroupID `json:"group"`
-	To     state.NodeID  `json:"to"`
-	Done   uint64        `json:"done"` // objects
-	Total  uint64        `json:"total"`
-	Bytes  uint64        `json:"bytes"`
-	PerSec uint64        `json:"perSec"`
 }
 
 // Space sums a node's disks.

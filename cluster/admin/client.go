@@ -144,6 +144,12 @@ func (c *Client) Nodes(ctx context.Context) ([]Node, error) {
 	return n, c.ask(ctx, http.MethodGet, "/v1/nodes", nil, &n)
 }
 
+// Recovery asks which nodes are being brought up to date.
+func (c *Client) Recovery(ctx context.Context) ([]Recovery, error) {
+	var r []Recovery
+	return r, c.ask(ctx, http.MethodGet, "/v1/recovery", nil, &r)
+}
+
 // Usage asks what VDIs hold on the groups that the node is primary of, or on all.
 func (c *Client) Usage(ctx context.Context, all bool) (Usage, error) {
 	path := "/v1/usage"

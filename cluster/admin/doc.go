@@ -4,6 +4,7 @@
 //	GET  /v1/status          the cluster in words and numbers: what is degraded, what is being done about it
 //	GET  /v1/node            this node: space, role, lease, counters
 //	GET  /v1/nodes           the same of every node in the map, asked by this one
+//	GET  /v1/recovery        nodes that are being brought up to date, how far they are, how long it will take
 //	GET  /v1/usage           bytes per VDI on the groups that this node is primary of; ?all=1 summed over all nodes
 //	GET  /v1/health          200 while this node holds its lease, else 503: for load balancers and systemd
 //	POST /v1/propose         one command of those that administrators give (see allowed), as JSON; answers with its result
@@ -20,5 +21,5 @@
 // Requests that a browser sends for a foreign page are refused; there are no passwords, so the port belongs on a network that only
 // administrators and nodes reach.
 //
-// Goroutines: one that accepts, until the node's port is closed; those of net/http, one per request, and while a request asks other nodes one per node asked (at most fanOutMax at once).
+// Goroutines: one that accepts, until the node's port is closed; one that looks once a second at what is in recovery, until Shutdown; those of net/http, one per request, and while a request asks other nodes one per node asked (at most fanOutMax at once).
 package admin

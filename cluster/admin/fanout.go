@@ -57,7 +57,7 @@ func (s *Server) allNodes(ctx context.Context) []Node {
 	self := s.node.ID()
 	each(nodes, func(_ int, n *Node) {
 		if n.ID == self {
-			own := s.node.Self()
+			own := s.self()
 			n.Self = &own
 			return
 		}

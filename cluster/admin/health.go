@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/sheepdog-go/sheepdog/cluster/state"
 )
@@ -60,7 +61,7 @@ func inPlace(g *state.Group) bool {
 }
 
 // describe finds the state's name and line, with what is being done about it.
-func describe(m *state.Map, cluster string, h Health, p Progress) (name, text string) {
+func describe(now time.Time, m *state.Map, cluster string, h Health, p Progress) (name, text string) {
 	switch {
 	case !m.Formatted() && cluster != "":
 		return "joining", "waiting for the other nodes of the cluster: a majority must be up"
@@ -70,13 +71,13 @@ func describe(m *state.Map, cluster string, h Health, p Progress) (name, text st
 		return "shutting down", "shutting down"
 	case h.Waiting > 0:
 		name = "waiting"
-		text = fmt.Sprintf("degraded: %d of %d groups wait, none of their last in-sync replicas is in service%s", h.Waiting, h.Groups, downNodes(m))
+		text = fmt.Sprintf("degraded: %d of %d groups wait, none of their last in-sync replicas is in service%s", h.Waiting, h.Groups, downNodes(now, m))
 	case h.Stalled > 0:
 		name = "waiting"
-		text = fmt.Sprintf("degraded: writes to %d of %d groups wait, too few copies are in sync%s", h.Stalled, h.Groups, downNodes(m))
+		text = fmt.Sprintf("degraded: writes to %d of %d groups wait, too few copies are in sync%s", h.Stalled, h.Groups, downNodes(now, m))
 	case h.Degraded > 0:
 		name = "degraded"
-		text = fmt.Sprintf("degraded: %d of %d groups have fewer than %d copies in sync%s", h.Degraded, h.Groups, h.Copies, downNodes(m))
+		text = fmt.Sprintf("degraded: %d of %d groups have fewer than %d copies in sync%s", h.Degraded, h.Groups, h.Copies, downNodes(now, m))
 	default:
 		name, text = "running", "running"
 		if h.Moving > 0 {
@@ -87,8 +88,8 @@ func describe(m *state.Map, cluster string, h Health, p Progress) (name, text st
 }
 
 // downNodes names who is missing, as far as a line has room.
-func downNodes(m *state.Map) string {
-	var down []string
+func downNodes(now time.Time, m *state.Map) string {
+	var down []*state.Node
 	up := 0
 	for _, n := range m.Nodes {
 		switch {
@@ -96,20 +97,37 @@ func downNodes(m *state.Map) string {
 		case n.Up:
 			up++
 		default:
-			down = append(down, n.Addr)
+			down = append(down, n)
 		}
 	}
 	switch {
 	case len(down) > 3:
 		return fmt.Sprintf("; %d of %d nodes are down", len(down), up+len(down))
 	case len(down) == 1:
-		return fmt.Sprintf("; %s is down", down[0])
+		return fmt.Sprintf("; %s is down%s", down[0].Addr, givenUp(now, m, down[0], up))
 	case len(down) > 1:
-		return fmt.Sprintf("; %s are down", strings.Join(down, ", "))
+		return fmt.Sprintf("; %s are down", joinAddrs(down))
 	case up < maxCopies(m):
 		return fmt.Sprintf("; there are only %d nodes", up)
 	}
 	return ""
+}
+
+func joinAddrs(nodes []*state.Node) string {
+	var addrs []string
+	for _, n := range nodes {
+		addrs = append(addrs, n.Addr)
+	}
+	return strings.Join(addrs, ", ")
+}
+
+// givenUp says when a node's groups will be given to others, if there are others that could take them.
+func givenUp(now time.Time, m *state.Map, n *state.Node, up int) string {
+	wait := m.Settings.RebuildAfter - now.Sub(n.Since)
+	if up < maxCopies(m) || n.Out || wait <= 0 {
+		return ""
+	}
+	return fmt.Sprintf(", its groups go to others in %v", wait.Round(time.Second))
 }
 
 func maxCopies(m *state.Map) int {
@@ -118,50 +136,6 @@ func maxCopies(m *state.Map) int {
 		n = max(n, p.Copies)
 	}
 	return n
-}
-
-// words says how far a resync is.
-func (p Progress) words() string {
-	if p.Groups == 0 {
-		return ""
-	}
-	s := fmt.Sprintf("; %d being copied, %.1f%% done", p.Groups, p.Percent())
-	if p.PerSec > 0 {
-		s += fmt.Sprintf(", %.1f MB/s", float64(p.PerSec)/(1<<20))
-	}
-	if p.Seconds >= 0 {
-		s += fmt.Sprintf(", about %d s left", p.Seconds)
-	}
-	return s
-}
-
-// sumProgress adds up what nodes say of their resyncs.
-func sumProgress(nodes []Node) Progress {
-	var all []Resync
-	for _, n := range nodes {
-		if n.Self != nil {
-			all = append(all, n.Self.Resyncs...)
-		}
-	}
-	return ProgressOf(all)
-}
-
-// ProgressOf adds resyncs up.
-func ProgressOf(resyncs []Resync) Progress {
-	var p Progress
-	for _, r := range resyncs {
-		p.Groups++
-		p.Done += r.Done
-		p.Total += r.Total
-		p.Bytes += r.Bytes
-		p.PerSec += r.PerSec
-	}
-	p.Seconds = -1
-	if p.Done > 0 && p.PerSec > 0 && p.Total >= p.Done && p.Bytes > 0 {
-		left := float64(p.Bytes) / float64(p.Done) * float64(p.Total-p.Done)
-		p.Seconds = int(left/float64(p.PerSec)) + 1
-	}
-	return p
 }
 
 // epochsOf writes the history with the newest first.

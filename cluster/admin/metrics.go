@@ -14,24 +14,24 @@ import (
 type collector struct{ node LocalNode }
 
 var (
-	descNode      = prometheus.NewDesc("sheepdog_node_info", "This node: constantly 1, its name in the labels.", []string{"node", "version"}, nil)
-	descLease     = prometheus.NewDesc("sheepdog_lease", "1 while this node holds its lease and may serve.", nil, nil)
-	descLeader    = prometheus.NewDesc("sheepdog_raft_leader", "1 while this node leads raft.", nil, nil)
-	descIndex     = prometheus.NewDesc("sheepdog_raft_applied_index", "Raft index that this node has applied.", nil, nil)
-	descEpoch     = prometheus.NewDesc("sheepdog_epoch", "Epoch of the agreed map.", nil, nil)
-	descGroups    = prometheus.NewDesc("sheepdog_groups", "Placement groups of the cluster by health.", []string{"state"}, nil)
-	descRoles     = prometheus.NewDesc("sheepdog_node_groups", "Placement groups by this node's role in them.", []string{"role"}, nil)
-	descSpace     = prometheus.NewDesc("sheepdog_disk_bytes", "Space of a disk.", []string{"disk", "kind"}, nil)
-	descFailed    = prometheus.NewDesc("sheepdog_disk_failed", "1 if the disk has failed.", []string{"disk"}, nil)
-	descResyncs   = prometheus.NewDesc("sheepdog_resync_groups", "Groups that this node, as primary, is bringing up to date on others.", nil, nil)
-	descResyncObj = prometheus.NewDesc("sheepdog_resync_objects", "Objects of these groups, looked at and in all.", []string{"what"}, nil)
-	descResyncBps = prometheus.NewDesc("sheepdog_resync_bytes_per_second", "Speed of these copies at present.", nil, nil)
-	descCounter   = prometheus.NewDesc("sheepdog_stat", "What engine, store and client count, by name; most only rise.", []string{"name"}, nil)
+	descNode     = prometheus.NewDesc("sheepdog_node_info", "This node: constantly 1, its name in the labels.", []string{"node", "version"}, nil)
+	descLease    = prometheus.NewDesc("sheepdog_lease", "1 while this node holds its lease and may serve.", nil, nil)
+	descLeader   = prometheus.NewDesc("sheepdog_raft_leader", "1 while this node leads raft.", nil, nil)
+	descIndex    = prometheus.NewDesc("sheepdog_raft_applied_index", "Raft index that this node has applied.", nil, nil)
+	descEpoch    = prometheus.NewDesc("sheepdog_epoch", "Epoch of the agreed map.", nil, nil)
+	descGroups   = prometheus.NewDesc("sheepdog_groups", "Placement groups of the cluster by health.", []string{"state"}, nil)
+	descRoles    = prometheus.NewDesc("sheepdog_node_groups", "Placement groups by this node's role in them.", []string{"role"}, nil)
+	descSpace    = prometheus.NewDesc("sheepdog_disk_bytes", "Space of a disk.", []string{"disk", "kind"}, nil)
+	descFailed   = prometheus.NewDesc("sheepdog_disk_failed", "1 if the disk has failed.", []string{"disk"}, nil)
+	descRecovery = prometheus.NewDesc("sheepdog_recovery_groups", "Groups of nodes that are being brought up to date, by what is done.", []string{"what"}, nil)
+	descRecNodes = prometheus.NewDesc("sheepdog_recovery_nodes", "Nodes that are being brought up to date.", nil, nil)
+	descCopied   = prometheus.NewDesc("sheepdog_recovery_bytes_total", "Bytes that this node has copied to others to bring them up to date.", nil, nil)
+	descCounter  = prometheus.NewDesc("sheepdog_stat", "What engine, store and client count, by name; most only rise.", []string{"name"}, nil)
 )
 
 func (c collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{descNode, descLease, descLeader, descIndex, descEpoch, descGroups, descRoles, descSpace, descFailed,
-		descResyncs, descResyncObj, descResyncBps, descCounter} {
+		descRecovery, descRecNodes, descCopied, descCounter} {
 		ch <- d
 	}
 }
@@ -66,11 +66,11 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		gauge(descSpace, float64(d.Avail), d.Path, "avail")
 		gauge(descFailed, number(d.Fault != ""), d.Path)
 	}
-	p := sumProgress([]Node{{Self: &self}})
-	gauge(descResyncs, float64(p.Groups))
-	gauge(descResyncObj, float64(p.Done), "done")
-	gauge(descResyncObj, float64(p.Total), "total")
-	gauge(descResyncBps, float64(p.PerSec))
+	p := sum(lacking(m))
+	gauge(descRecNodes, float64(p.Nodes))
+	gauge(descRecovery, float64(p.Total-p.Left), "done")
+	gauge(descRecovery, float64(p.Left), "left")
+	ch <- prometheus.MustNewConstMetric(descCopied, prometheus.CounterValue, float64(c.node.ResyncBytes()))
 	for name, v := range self.Counters {
 		ch <- prometheus.MustNewConstMetric(descCounter, prometheus.UntypedValue, float64(v), name)
 	}

@@ -36,6 +36,8 @@ type LocalNode interface {
 	Leader() string
 	// Self is what only this node knows; it must not take long.
 	Self() Self
+	// ResyncBytes is how much this node has copied to others since its start, to bring them up to date.
+	ResyncBytes() uint64
 	// Usage is what VDIs hold on the groups that this node is primary of.
 	Usage() Usage
 	// Check compares the replicas of all groups that this node is primary of. It returns nil when it came to the end, findings or not.
@@ -64,6 +66,10 @@ type Server struct {
 	log  *slog.Logger
 	http *http.Server
 
+	samples  sampler
+	sampling context.Context
+	cancel   context.CancelFunc
+
 	mu    sync.Mutex // guards peers
 	peers map[string]*Client
 }
@@ -71,6 +77,7 @@ type Server struct {
 // NewServer returns the API of node; Serve it. What requests counts is part of /metrics.
 func NewServer(node LocalNode, log *slog.Logger, requests ...*Latency) *Server {
 	s := &Server{node: node, log: log, peers: map[string]*Client{}}
+	s.sampling, s.cancel = context.WithCancel(context.Background())
 	mux := http.NewServeMux()
 	handle := func(pattern string, h func(http.ResponseWriter, *http.Request) (any, error)) {
 		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) { s.answer(w, r, h) })
@@ -79,6 +86,7 @@ func NewServer(node LocalNode, log *slog.Logger, requests ...*Latency) *Server {
 	handle("GET /v1/status", s.getStatus)
 	handle("GET /v1/node", s.getNode)
 	handle("GET /v1/nodes", s.getNodes)
+	handle("GET /v1/recovery", s.getRecovery)
 	handle("GET /v1/usage", s.getUsage)
 	handle("GET /v1/health", s.getHealth)
 	handle("POST /v1/propose", s.postPropose)
@@ -99,6 +107,7 @@ func NewServer(node LocalNode, log *slog.Logger, requests ...*Latency) *Server {
 
 // Serve answers on l until Shutdown, or until l is closed. It returns nil after that. Closing l is its owner's affair.
 func (s *Server) Serve(l net.Listener) error {
+	go s.samples.run(s.sampling, s.node)
 	if err := s.http.Serve(newOwnListener(l)); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 		return fmt.Errorf("serve the admin API on %s: %w", l.Addr(), err)
 	}
@@ -107,6 +116,7 @@ func (s *Server) Serve(l net.Listener) error {
 
 // Shutdown lets requests under way end, as long as ctx has time, then closes all.
 func (s *Server) Shutdown(ctx context.Context) error {
+	s.cancel()
 	err := s.http.Shutdown(ctx)
 	s.http.Close()
 	s.mu.Lock()
@@ -169,9 +179,14 @@ func (s *Server) getStatus(_ http.ResponseWriter, r *http.Request) (any, error) 
 		st.Pools = append(st.Pools, Pool{ID: p.ID, Copies: p.Copies, MinCopies: p.MinCopies, Groups: p.PGs})
 	}
 	if st.Health.Full < st.Health.Groups {
-		st.Moving = sumProgress(s.allNodes(r.Context()))
+		st.Moving = sum(s.samples.progress(time.Now(), m))
+		for _, n := range s.allNodes(r.Context()) {
+			if n.Self != nil {
+				st.Moving.PerSec += n.Self.CopyPerSec
+			}
+		}
 	}
-	st.State, st.Text = describe(m, s.node.Cluster(), st.Health, st.Moving)
+	st.State, st.Text = describe(time.Now(), m, s.node.Cluster(), st.Health, st.Moving)
 	return st, nil
 }
 
@@ -181,7 +196,7 @@ func (s *Server) getNode(http.ResponseWriter, *http.Request) (any, error) {
 
 // thisNode joins the map's words about this node with its own.
 func (s *Server) thisNode() Node {
-	self := s.node.Self()
+	self := s.self()
 	n := Node{ID: s.node.ID(), State: "unformatted"}
 	for _, known := range nodesOf(s.node.Map()) {
 		if known.ID == n.ID {
@@ -190,6 +205,24 @@ func (s *Server) thisNode() Node {
 	}
 	n.Self = &self
 	return n
+}
+
+func (s *Server) self() Self {
+	self := s.node.Self()
+	self.CopyPerSec = s.samples.perSec()
+	return self
+}
+
+func (s *Server) getRecovery(http.ResponseWriter, *http.Request) (any, error) {
+	m := s.node.Map()
+	progress := s.samples.progress(time.Now(), m)
+	rows := []Recovery{}
+	for _, n := range nodesOf(m) {
+		if p, ok := progress[n.ID]; ok {
+			rows = append(rows, Recovery{n, p})
+		}
+	}
+	return rows, nil
 }
 
 func (s *Server) getNodes(_ http.ResponseWriter, r *http.Request) (any, error) {
@@ -217,6 +250,9 @@ func (s *Server) postPropose(w http.ResponseWriter, r *http.Request) (any, error
 	}
 	if !allowed(cmd) {
 		return nil, fmt.Errorf("this is no administrator's command: %w", fs.ErrPermission)
+	}
+	if !s.node.Map().Formatted() && s.node.Cluster() == "" {
+		return nil, state.ErrUnformatted // there is nobody to agree with
 	}
 	ctx, cancel := context.WithTimeoutCause(r.Context(), proposeWait, fmt.Errorf("%w: is a majority of the voters up?", errTooSlow))
 	defer cancel()

@@ -112,6 +112,36 @@ func TestStatusDegraded(t *testing.T) {
 	}
 }
 
+// TestRecovery: a node that has returned is in recovery until it is in sync for all it shall hold.
+func TestRecovery(t *testing.T) {
+	c, clients := start(t, 4)
+	format(t, clients[0], 3)
+	c.Kill(1)
+	st, err := clients[0].Status(t.Context())
+	if err != nil || !strings.Contains(st.Text, "its groups go to others in ") && c.Node(0).Map().Settings.RebuildAfter > time.Since(admintest.Start) {
+		t.Errorf("status %q, %v", st.Text, err)
+	}
+	if rows, err := clients[0].Recovery(t.Context()); err != nil || len(rows) != 0 {
+		t.Error("a node that is down is not being brought up to date", rows, err)
+	}
+	c.Return(1)
+	rows, err := clients[0].Recovery(t.Context())
+	if err != nil || len(rows) != 1 || rows[0].Node.ID != 1 || rows[0].Progress.Left != rows[0].Progress.Total || rows[0].Progress.Seconds != -1 {
+		t.Errorf("%+v, %v", rows, err)
+	}
+	if st, err = clients[0].Status(t.Context()); err != nil || !strings.HasSuffix(st.Text, "; 1 node is being brought up to date: 0.0% done") {
+		t.Errorf("status %q, %v", st.Text, err)
+	}
+	m := c.Node(0).Map()
+	for _, g := range m.Groups[:32] {
+		c.Apply(&state.Command{Sync: &state.SyncChange{By: g.Primary, Leased: nil, Changes: []state.SetChange{
+			{Group: g.ID, Term: g.Term, Add: []state.Member{{Node: 1, Inc: m.Node(1).Inc}}, To: state.NoNode}}}})
+	}
+	if rows, err = clients[0].Recovery(t.Context()); err != nil || len(rows) != 1 || rows[0].Progress.Percent() <= 0 || rows[0].Progress.Percent() >= 100 {
+		t.Errorf("%+v, %v", rows, err)
+	}
+}
+
 func TestNodes(t *testing.T) {
 	c, clients := start(t, 3)
 	format(t, clients[0], 3)

@@ -43,7 +43,7 @@ func (l *localNode) Met() []admin.Peer {
 func (l *localNode) Self() admin.Self {
 	node := l.n.node
 	s := admin.Self{Pid: os.Getpid(), Version: version(), Started: l.n.started, Leader: node.IsLeader(), Lease: node.Leased(), Index: node.Map().Index,
-		Disks: []admin.Disk{}, Resyncs: []admin.Resync{}, Counters: map[string]uint64{}, Goroutines: runtime.NumGoroutine()}
+		Disks: []admin.Disk{}, Counters: map[string]uint64{}, Goroutines: runtime.NumGoroutine()}
 	for i, st := range node.Stores() {
 		space := st.Space()
 		d := admin.Disk{Path: l.n.options.dirs[i], Size: uint64(space.Total), Used: uint64(space.Used), Avail: uint64(space.Free)}
@@ -58,6 +58,8 @@ func (l *localNode) Self() admin.Self {
 	}
 	return s
 }
+
+func (l *localNode) ResyncBytes() uint64 { return uint64(l.n.node.Engine().Stats.ResyncBytes.Load()) }
 
 // Usage sums what VDIs hold in the groups that this node is primary of.
 func (l *localNode) Usage() admin.Usage {

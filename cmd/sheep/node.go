@@ -115,61 +115,42 @@ func percent(part, whole uint64) string {
 	return fmt.Sprintf("%.0f%%", 100*float64(part)/float64(whole))
 }
 
-// recoveryRow is one node that is being brought up to date.
-type recoveryRow struct {
-	Node     admin.Node     `json:"node"`
-	Progress admin.Progress `json:"progress"`
-}
-
-// recoveries sums what all primaries say by the node that receives.
-func recoveries(nodes []admin.Node) []recoveryRow {
-	var rows []recoveryRow
-	for _, to := range nodes {
-		var mine []admin.Resync
-		for _, from := range nodes {
-			if from.Self == nil {
-				continue
-			}
-			for _, r := range from.Self.Resyncs {
-				if r.To == to.ID {
-					mine = append(mine, r)
-				}
-			}
-		}
-		if len(mine) > 0 {
-			to.Self = nil
-			rows = append(rows, recoveryRow{to, admin.ProgressOf(mine)})
-		}
-	}
-	return rows
-}
-
 func (s *shell) nodeRecovery(c *cli.Context) error {
-	return s.askNodes(c, func(st output.Style, nodes []admin.Node) error {
-		rows := recoveries(nodes)
-		switch st {
-		case output.JSON:
-			return output.Value(s.out, rows)
-		case output.Raw:
-			for _, r := range rows {
-				output.Fields(s.out, r.Node.ID, hostPort(&r.Node), r.Node.VNodes, zoneOf(&r.Node), r.Progress.Done, r.Progress.Total)
-			}
-			return nil
+	if err := arguments(c); err != nil {
+		return err
+	}
+	return s.ask(c, func(ctx context.Context, a *admin.Client) error {
+		rows, err := a.Recovery(ctx)
+		if err != nil {
+			return err
 		}
-		s.printf("Nodes In Recovery:\n")
-		t := output.NewTable(output.Column{Title: "Id", Width: 4, Right: true}, output.Column{Title: "Host:Port", Width: 21, Gap: 3},
-			output.Column{Title: "V-Nodes", Right: true}, output.Column{Title: "Zone", Width: 8}, output.Column{Title: "Groups", Right: true},
-			output.Column{Title: "Progress", Right: true}, output.Column{Title: "Left", Right: true})
-		for _, r := range rows {
-			left := "-"
-			if r.Progress.Seconds >= 0 {
-				left = (time.Duration(r.Progress.Seconds) * time.Second).String()
-			}
-			t.Row(fmt.Sprint(r.Node.ID), hostPort(&r.Node), fmt.Sprint(r.Node.VNodes), zoneOf(&r.Node), fmt.Sprint(r.Progress.Groups),
-				fmt.Sprintf("%.1f%%", r.Progress.Percent()), left)
-		}
-		return t.Write(s.out)
+		return s.printRecovery(style(c), rows)
 	})
+}
+
+func (s *shell) printRecovery(st output.Style, rows []admin.Recovery) error {
+	switch st {
+	case output.JSON:
+		return output.Value(s.out, rows)
+	case output.Raw:
+		for _, r := range rows {
+			output.Fields(s.out, r.Node.ID, hostPort(&r.Node), r.Node.VNodes, zoneOf(&r.Node), r.Progress.Total-r.Progress.Left, r.Progress.Total, r.Progress.Seconds)
+		}
+		return nil
+	}
+	s.printf("Nodes In Recovery:\n")
+	t := output.NewTable(output.Column{Title: "Id", Width: 4, Right: true}, output.Column{Title: "Host:Port", Width: 21, Gap: 3},
+		output.Column{Title: "V-Nodes", Right: true}, output.Column{Title: "Zone", Width: 8}, output.Column{Title: "Groups left", Right: true},
+		output.Column{Title: "Progress", Right: true}, output.Column{Title: "Time left", Right: true})
+	for _, r := range rows {
+		left := "-"
+		if r.Progress.Seconds >= 0 {
+			left = (time.Duration(r.Progress.Seconds) * time.Second).String()
+		}
+		t.Row(fmt.Sprint(r.Node.ID), hostPort(&r.Node), fmt.Sprint(r.Node.VNodes), zoneOf(&r.Node), fmt.Sprint(r.Progress.Left),
+			fmt.Sprintf("%.1f%%", r.Progress.Percent()), left)
+	}
+	return t.Write(s.out)
 }
 
 // nodeArgument reads a node's number.

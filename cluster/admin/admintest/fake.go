@@ -106,6 +106,16 @@ func (c *Cluster) Kill(id state.NodeID) {
 	c.apply(&state.Command{Ended: &state.Ended{Members: all[i : i+1], Leased: slices.Delete(slices.Clone(all), i, i+1), Why: "killed"}})
 }
 
+// Return starts a node that was killed again: a new incarnation, in no set yet.
+func (c *Cluster) Return(id state.NodeID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := c.m.Node(id)
+	c.apply(&state.Command{Register: &state.Register{UUID: n.UUID, Addr: n.Addr, VNodes: n.VNodes, PrevInc: n.Inc, Inc: n.Inc + 1000, Boot: "boot", Leased: c.members()}})
+	back := []state.Member{{Node: id, Inc: n.Inc + 1000}}
+	c.apply(&state.Command{InService: &state.InService{Members: back, Leased: c.members()}})
+}
+
 // Node implements admin.LocalNode.
 type Node struct {
 	c *Cluster
@@ -177,6 +187,9 @@ func (n *Node) Self() admin.Self {
 	return admin.Self{Pid: 1000 + n.i, Version: "test", Started: Start, Leader: n.i == 0, Lease: true, Index: n.Map().Index,
 		Disks: []admin.Disk{{Path: fmt.Sprintf("/disk%d", n.i), Size: 76 << 30, Used: 236 << 20, Avail: 75 << 30}}, Counters: map[string]uint64{"reads": 1}}
 }
+
+// ResyncBytes is nothing: there are no bytes.
+func (n *Node) ResyncBytes() uint64 { return 0 }
 
 // Usage gives it all to the first node, so that sums come out right.
 func (n *Node) Usage() admin.Usage {
