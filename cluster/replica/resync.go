@@ -19,7 +19,7 @@ import (
 // Until its object is copied, the replica gets an empty entry in place of each that changes it: the copy has it.
 
 const (
-	resyncsMax    = 8         // groups that a primary brings up to date at once
+	resyncsMax    = 32        // groups that a primary brings up to date at once; most missed little or nothing
 	copyFrame     = 256 << 10 // bytes of blocks in one frame
 	resyncRetry   = 500 * time.Millisecond
 	callLimit     = 20 * time.Second // of one step
@@ -142,8 +142,12 @@ func (s *resyncer) consider(g *group, m *state.Map, t state.NodeID) {
 	g.members = append(g.members, x)
 	granted := g.granted
 	s.e.wg.Go(func() {
-		err := s.join(g, x, granted)
-		<-s.slots
+		err := s.bring(g, x, granted, false, nil)
+		<-s.slots // what is left is raft's, and many groups share one command
+		s.poke()
+		if err == nil {
+			err = s.join(g, x, granted)
+		}
 		s.ended(g, x, err)
 		s.poke()
 	})
@@ -180,13 +184,14 @@ func (s *resyncer) ended(g *group, x *member, err error) {
 	}
 }
 
-// join brings x up to date and sees it into the in-sync set.
+// join sees x, which has been brought up to date, into the in-sync set.
 func (s *resyncer) join(g *group, x *member, granted uint64) error {
-	j := x.joiner
-	if err := s.bring(g, x, granted, false, nil); err != nil {
-		return err
-	}
 	g.mu.Lock()
+	j := x.joiner
+	if j == nil { // it is in already
+		g.mu.Unlock()
+		return nil
+	}
 	if g.granted != granted || g.role != serving {
 		g.mu.Unlock()
 		return errors.New("not the primary any more")
