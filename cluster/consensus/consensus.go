@@ -26,8 +26,8 @@ import (
 const (
 	heartbeatTimeout = 500 * time.Millisecond
 	electionTimeout  = 500 * time.Millisecond
-	// Followers learn what is committed with the next message; this is how long an idle leader takes to send one.
-	commitTimeout     = 10 * time.Millisecond
+	// Followers learn what is committed with the next message; this is how long an idle leader takes to send one. (But see nudge.go.)
+	commitTimeout     = 25 * time.Millisecond
 	rpcTimeout        = 3 * time.Second
 	snapshotThreshold = 4096
 	trailingLogs      = 2048
@@ -91,6 +91,8 @@ type Consensus struct {
 	changing  turn          // one change of raft's members at a time
 	ready     atomic.Uint64 // the term this node leads and has begun; 0: none
 
+	nudger nudger
+
 	leaderMu      sync.Mutex
 	leader        string        // uuid, "": unknown
 	leaderChanged chan struct{} // closed when leader changes
@@ -106,6 +108,8 @@ func Open(cfg Config) (*Consensus, error) { return open(cfg, nil) }
 // open starts raft; logs, if given, takes the place of the log store.
 func open(cfg Config, own raft.LogStore) (*Consensus, error) {
 	c := &Consensus{cfg: cfg, log: cfg.Logger, fsm: newFSM(), proposing: newTurn(), changing: newTurn(), leaderChanged: make(chan struct{}), closing: make(chan struct{})}
+	c.nudger = nudger{c: c, peers: map[raft.ServerID]uint64{}}
+	c.fsm.applied = c.nudger.applied
 	logs, stable, snaps, err := c.openStore()
 	if err != nil {
 		return nil, err

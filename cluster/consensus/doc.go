@@ -30,7 +30,7 @@
 // would believe whoever answers at an address, and count one voter twice.
 //
 // Goroutines, besides raft's own: accept (one, stream.go), one short-lived per raft connection for its hello, leadership (one), lead (at most one),
-// watchdog (one), observe (one). All end with Close.
+// watchdog (one), observe (one), nudges (one per peer, short-lived, nudge.go). All end with Close.
 //
 // What it does not do: decide who is alive or leased (packages lease and lead), or who should vote (package lead).
 package consensus

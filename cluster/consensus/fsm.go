@@ -32,7 +32,8 @@ type Command struct {
 
 // fsm is raft's state machine. Apply, Restore and Snapshot are called by one goroutine of raft's and never block.
 type fsm struct {
-	cur atomic.Pointer[state.Map]
+	cur     atomic.Pointer[state.Map]
+	applied func(index, term uint64) // told of every command; must not block
 
 	mu    sync.Mutex // guards what follows
 	hist  []Command
@@ -49,7 +50,7 @@ type Subscription struct {
 }
 
 func newFSM() *fsm {
-	f := &fsm{subs: map[*Subscription]struct{}{}}
+	f := &fsm{subs: map[*Subscription]struct{}{}, applied: func(uint64, uint64) {}}
 	f.cur.Store(state.New())
 	return f
 }
@@ -82,6 +83,7 @@ func (f *fsm) Apply(l *raft.Log) any {
 		return res
 	}
 	f.publish(next, Command{Index: l.Index, Encoded: l.Data[entryHead:]})
+	f.applied(l.Index, l.Term)
 	return res
 }
 
