@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -154,6 +155,8 @@ func TestWatchersFollow(t *testing.T) {
 		w.until(time.Second, "the follower has it all", func() bool { return f.at() >= w.newest().Index })
 		c.Close(nil)
 		w.pass(100 * time.Millisecond)
+		f.mu.Lock()
+		defer f.mu.Unlock()
 		want, _ := state.EncodeMap(w.nodes["n2"].Map())
 		got, _ := state.EncodeMap(f.m)
 		if string(got) != string(want) || f.err != nil {
@@ -167,14 +170,21 @@ func TestWatchersFollow(t *testing.T) {
 
 // follower applies what a watch sends.
 type follower struct {
+	mu   sync.Mutex // guards what follows
 	m    *state.Map
 	maps int
 	err  error
 }
 
-func (f *follower) at() uint64 { return f.m.Index }
+func (f *follower) at() uint64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.m.Index
+}
 
 func (f *follower) Frame(_ *wire.Conn, fr *wire.Frame, _ *wire.Batch) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	switch fr.Kind {
 	case wire.KindMap:
 		f.maps++
