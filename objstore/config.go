@@ -52,6 +52,12 @@ type Config struct {
 	// HangTimeout is how long a sync may take before the disk counts as
 	// failed (20 s; negative: for ever).
 	HangTimeout time.Duration
+
+	// ScrubBytesPerSecond is the scrub's speed (4 MiB/s; negative: off).
+	ScrubBytesPerSecond int64
+	// OnBad is told of each bad block that the scrub finds, from its
+	// goroutine, so that the block can be repaired from another replica.
+	OnBad func(*BlockError)
 }
 
 func (c Config) withDefaults() (Config, error) {
@@ -80,6 +86,7 @@ func (c Config) withDefaults() (Config, error) {
 	def(&c.OpenFilesMax, 1024)
 	def(&c.ReserveBytes, min(64<<20, st.Total/64))
 	def(&c.HangTimeout, 20*time.Second)
+	def(&c.ScrubBytesPerSecond, 4<<20)
 	switch {
 	case c.SegmentBytes < segmentBytesMin || c.SegmentBytes > segmentBytesMax || c.SegmentBytes%BlockSize != 0:
 		return c, fmt.Errorf("store %s: segment size %d is not a multiple of 4096 between %d and %d",

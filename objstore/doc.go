@@ -49,6 +49,7 @@
 //	syncLoop        1, Open to Close: rounds of Sync
 //	checkpointLoop  1, Open to Close: checkpoints, the reserve
 //	segmentLoop     1, Open to Close: makes segments before they are needed
+//	scrubLoop       1, Open to Close: reads everything, slowly
 //	parallel        at most 8 for the length of a sync round
 //	wakeAll         1, once, when the disk failed
 //

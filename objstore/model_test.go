@@ -167,7 +167,7 @@ const (
 func simConfig(fs *simfs.FS) Config {
 	return Config{
 		Dir: "/", FS: fs, Logger: modelLog(), SegmentBytes: 256 << 10, JournalBytesMax: 1 << 20,
-		LargeWriteBytes: 4 * BlockSize, CheckpointInterval: time.Hour, ReserveBytes: -1, HangTimeout: -1,
+		LargeWriteBytes: 4 * BlockSize, CheckpointInterval: time.Hour, ReserveBytes: -1, HangTimeout: -1, ScrubBytesPerSecond: -1,
 		TableCacheBytes: 4 * tableCost, OpenFilesMax: 2,
 	}
 }

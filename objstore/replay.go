@@ -41,6 +41,7 @@ type replay struct {
 	lost    bool
 	records int
 	applied int
+	look    func(rec record, data []byte, p pos) // instead of applying, for Check
 }
 
 // oldSegment is a segment as Open finds it.
@@ -104,11 +105,9 @@ func parseStart(b []byte) (m batchMark, ok bool) {
 	return m, ok && m.gen == gen
 }
 
-func (s *Store) replay(segs []*oldSegment) error {
+func newReplay(s *Store, segs []*oldSegment) *replay {
 	r := &replay{s: s, cut: s.cutDone, stopped: map[GroupID]bool{}, nextGen: s.cutDone.gen() + 1}
-	size, count := s.cfg.SegmentBytes, int(s.cfg.JournalBytesMax/s.cfg.SegmentBytes)
 	for _, g := range segs {
-		size, count = max(size, g.size), max(count, g.index+1)
 		if g.ok {
 			r.nextGen = max(r.nextGen, g.gen+1)
 			if g.gen >= r.cut.gen() {
@@ -117,6 +116,15 @@ func (s *Store) replay(segs []*oldSegment) error {
 		}
 	}
 	slices.SortFunc(r.segs, func(a, b *oldSegment) int { return cmp.Compare(a.gen, b.gen) })
+	return r
+}
+
+func (s *Store) replay(segs []*oldSegment) error {
+	r := newReplay(s, segs)
+	size, count := s.cfg.SegmentBytes, int(s.cfg.JournalBytesMax/s.cfg.SegmentBytes)
+	for _, g := range segs {
+		size, count = max(size, g.size), max(count, g.index+1)
+	}
 	s.j = newJournal(s, size, count)
 	for _, g := range segs {
 		s.j.segs[g.index].Store(&g.segment)
@@ -333,6 +341,10 @@ func (r *replay) take(rec record, data []byte, seg *oldSegment, p pos) error {
 		return nil
 	}
 	r.records++
+	if r.look != nil {
+		r.look(rec, data, p)
+		return nil
+	}
 	g := r.s.groupLocked(rec.group)
 	if r.stopped[g.id] {
 		return nil

@@ -62,6 +62,7 @@ type Store struct {
 	closing atomic.Bool
 	stop    chan struct{}
 	wg      sync.WaitGroup
+	scrub   scrubber
 	m       counters
 }
 
@@ -167,10 +168,11 @@ func Open(cfg Config) (*Store, error) {
 		s.lock.Close()
 		return nil, fmt.Errorf("open store %s: %w", cfg.Dir, err)
 	}
-	s.wg.Add(3)
+	s.wg.Add(4)
 	go s.syncLoop()
 	go s.checkpointLoop()
 	go s.segmentLoop()
+	go s.scrubLoop()
 	return s, nil
 }
 
@@ -190,6 +192,8 @@ func newStore(cfg Config, id Identity) *Store {
 	s.sync.kick = make(chan struct{}, 1)
 	s.sync.round = newIOMutex()
 	s.sync.changed = sync.NewCond(&s.sync.mu)
+	s.scrub.wake = make(chan struct{}, 1)
+	s.scrub.rate.Store(cfg.ScrubBytesPerSecond)
 	return s
 }
 
@@ -323,10 +327,7 @@ func (s *Store) grewLarge(n int64) {
 // Group returns a group, which is made if it is not there. While an earlier
 // life of the group is being removed, it waits.
 func (s *Store) Group(id GroupID) *Group {
-	s.groupsMu.RLock()
-	g := s.groups[id]
-	s.groupsMu.RUnlock()
-	if g != nil {
+	if g := s.groupIfAny(id); g != nil {
 		return g
 	}
 	for {
@@ -344,6 +345,13 @@ func (s *Store) Group(id GroupID) *Group {
 		case <-s.failed:
 		}
 	}
+}
+
+// groupIfAny returns a group that is there.
+func (s *Store) groupIfAny(id GroupID) *Group {
+	s.groupsMu.RLock()
+	defer s.groupsMu.RUnlock()
+	return s.groups[id]
 }
 
 // groupLocked holds groupsMu, or has the store for itself.
@@ -394,9 +402,7 @@ func (s *Store) DropGroup(id GroupID) error {
 	if err := s.Err(); err != nil {
 		return err
 	}
-	s.groupsMu.RLock()
-	g := s.groups[id]
-	s.groupsMu.RUnlock()
+	g := s.groupIfAny(id)
 	if g == nil {
 		return nil
 	}

@@ -1,0 +1,388 @@
+package objstore
+
+import (
+	"cmp"
+	"encoding/binary"
+	"errors"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unsafe"
+)
+
+// scrubber reads everything once in a while, past the page cache, so that rot
+// is found before the last good copy of a block is gone (rule 14). It is slow
+// on purpose, and goes on where it was after a restart.
+type scrubber struct {
+	rate atomic.Int64 // bytes a second; 0 or less: off
+	wake chan struct{}
+
+	mu      sync.Mutex
+	group   GroupID // where it is
+	key     Key
+	started time.Time
+	last    time.Duration // of the last whole round
+}
+
+// ScrubStatus says how far the scrub is.
+type ScrubStatus struct {
+	Rate      int64 // bytes a second
+	Group     GroupID
+	Key       Key
+	Started   time.Time // of this round, in this process
+	LastRound time.Duration
+	Rounds    int64
+	Blocks    int64 // read since the store was opened
+	Bad       int64
+}
+
+// SetScrubRate changes the scrub's speed in bytes a second; 0 stops it.
+func (s *Store) SetScrubRate(rate int64) {
+	s.scrub.rate.Store(rate)
+	poke(s.scrub.wake)
+}
+
+// Scrub says how far the scrub is.
+func (s *Store) Scrub() ScrubStatus {
+	c := &s.scrub
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return ScrubStatus{
+		Rate: c.rate.Load(), Group: c.group, Key: c.key, Started: c.started, LastRound: c.last,
+		Rounds: s.m.scrubRounds.Load(), Blocks: s.m.scrubbed.Load(), Bad: s.m.scrubBad.Load(),
+	}
+}
+
+const (
+	scrubMeta = ".scrub"         // the file that keeps the place
+	scrubSave = 64 * ObjectSize  // bytes between two notes of it
+	scrubRest = 10 * time.Second // with nothing to do
+)
+
+// scrubLoop is the scrub's goroutine.
+func (s *Store) scrubLoop() {
+	defer s.wg.Done()
+	s.loadScrub()
+	saved := int64(0)
+	for {
+		if s.scrub.rate.Load() <= 0 {
+			if !s.scrubWait(-1) {
+				return
+			}
+			continue
+		}
+		o := s.nextScrubbed()
+		if o == nil {
+			if !s.scrubWait(scrubRest) {
+				return
+			}
+			continue
+		}
+		start := time.Now()
+		n := s.scrubObject(o)
+		if saved += n; saved > scrubSave {
+			s.saveScrub()
+			saved = 0
+		}
+		rate := max(1, s.scrub.rate.Load())
+		due := time.Duration(float64(max(n, BlockSize)) / float64(rate) * float64(time.Second))
+		if !s.scrubWait(due - time.Since(start)) {
+			return
+		}
+	}
+}
+
+// scrubWait rests, for ever if d is negative and the scrub is off; false when
+// the store stops.
+func (s *Store) scrubWait(d time.Duration) bool {
+	var timer <-chan time.Time
+	if s.scrub.rate.Load() > 0 {
+		t := time.NewTimer(max(d, 0))
+		defer t.Stop()
+		timer = t.C
+	}
+	select {
+	case <-s.stop:
+		return false
+	case <-s.failed:
+		<-s.stop
+		return false
+	case <-s.scrub.wake:
+	case <-timer:
+	}
+	return true
+}
+
+// nextScrubbed takes the next object in order of group and key; nil at the
+// end of a round.
+func (s *Store) nextScrubbed() *object {
+	c := &s.scrub
+	c.mu.Lock()
+	id, key := c.group, c.key
+	if c.started.IsZero() {
+		c.started = time.Now()
+	}
+	c.mu.Unlock()
+	for _, gid := range s.Groups() {
+		if gid < id {
+			continue
+		}
+		from := Key(0)
+		if gid == id {
+			from = key
+		}
+		g := s.groupIfAny(gid)
+		if g == nil {
+			continue
+		}
+		if from == 0 {
+			s.removeOrphans(g)
+		}
+		if o := g.objectFrom(from); o != nil {
+			c.mu.Lock()
+			c.group, c.key = gid, o.key+1
+			c.mu.Unlock()
+			return o
+		}
+	}
+	c.mu.Lock()
+	if id != 0 || key != 0 {
+		s.m.scrubRounds.Add(1)
+		c.last = time.Since(c.started)
+	}
+	c.group, c.key, c.started = 0, 0, time.Time{}
+	c.mu.Unlock()
+	return nil
+}
+
+// objectFrom is the object with the least key from key on.
+func (g *Group) objectFrom(key Key) *object {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var best *object
+	for k, o := range g.objects {
+		if k >= key && o.exists() && (best == nil || k < best.key) {
+			best = o
+		}
+	}
+	return best
+}
+
+// scrubObject checks an object's tables and every block in its file, and
+// gives back its free slots. It says how many bytes it read.
+func (s *Store) scrubObject(o *object) (n int64) {
+	g := o.g
+	o2, unlock, err := g.lockLoaded(o.key)
+	if err != nil || o2 != o {
+		if o2 != nil {
+			unlock()
+		}
+		return 0
+	}
+	type place struct {
+		vid   Vid
+		block int
+		c     cell
+	}
+	var list []place
+	for _, v := range o.t.list {
+		for b, c := range v.cells {
+			if c.kind() == cellSlot {
+				list = append(list, place{v.vid, b, c})
+			}
+		}
+	}
+	birth := o.birth
+	o.t.pins++
+	unlock()
+	defer func() {
+		g.mu.Lock()
+		o.t.pins--
+		g.mu.Unlock()
+	}()
+	if birth == 0 {
+		return 0
+	}
+	s.scrubTables(o)
+	f, err := s.fs.Open(s.objectName(o)) // of its own: a scrub must not fill the cache of open files
+	if err != nil {
+		return 0
+	}
+	defer f.Close()
+	slices.SortFunc(list, func(a, b place) int { return cmp.Compare(a.c.at, b.c.at) })
+	buf := alignedBuffer(64 * BlockSize)
+	for at := 0; at < len(list) && s.Err() == nil; {
+		k := 1
+		for at+k < len(list) && k < 64 && list[at+k].c.at == list[at].c.at+uint32(k) {
+			k++
+		}
+		b := buf[:k*BlockSize]
+		_, err := f.ReadDirect(b, int64(list[at].c.value())*BlockSize)
+		n += int64(len(b))
+		s.m.scrubbed.Add(int64(k))
+		for i := range k {
+			p := list[at+i]
+			if err != nil || Checksum(b[i*BlockSize:(i+1)*BlockSize]) != p.c.sum {
+				s.scrubBad(o, p.vid, p.block, p.c)
+			}
+		}
+		at += k
+	}
+	s.punchFree(o)
+	return n
+}
+
+// scrubBad looks at a block again, as a reader would, and tells whoever
+// repairs.
+func (s *Store) scrubBad(o *object, vid Vid, block int, c cell) {
+	g := o.g
+	g.mu.Lock()
+	v := o.t.find(vid)
+	same := v != nil && v.cells[block] == c
+	g.mu.Unlock()
+	if !same {
+		return // written meanwhile
+	}
+	s.m.scrubBad.Add(1)
+	bad := &BlockError{Group: g.id, Key: o.key, Block: block, Vid: vid, Err: ErrChecksum}
+	s.log.Error("scrub found a bad block", "object", o.key, "group", uint32(g.id), "block", block, "vid", vid)
+	if s.cfg.OnBad != nil {
+		s.cfg.OnBad(bad)
+	}
+}
+
+// scrubTables reads the tables again and compares their sum with the
+// catalog's.
+func (s *Store) scrubTables(o *object) {
+	g := o.g
+	g.mu.Lock()
+	want, sum, birth := o.checkpoint, o.sum, o.birth
+	known := o.damaged
+	g.mu.Unlock()
+	if want == 0 || known {
+		return
+	}
+	t, keys, err := s.readTables(o, want, birth)
+	if err != nil || t != nil && sumOf(keys) == sum {
+		return
+	}
+	g.mu.Lock()
+	again := o.checkpoint != want // a checkpoint wrote them meanwhile
+	g.mu.Unlock()
+	if again {
+		return
+	}
+	s.m.scrubBad.Add(1)
+	s.log.Error("scrub found a bad table", "object", o.key, "group", uint32(g.id))
+	g.mu.Lock()
+	// Memory has the tables whole: the next checkpoint writes them anew.
+	if o.t != nil && !o.damaged {
+		for k := range o.t.chunks {
+			o.t.chunks[k].stale = true
+		}
+		o.touch()
+		g.changed = true
+	}
+	g.mu.Unlock()
+}
+
+// punchFree gives free slots back to the file system, at 4 KiB granularity,
+// if nobody is writing to the object.
+func (s *Store) punchFree(o *object) {
+	g := o.g
+	g.mu.Lock()
+	t := o.t
+	if t.dirty || t.plan || t.cut || len(t.later) > 0 || t.pins > 1 {
+		g.mu.Unlock()
+		return
+	}
+	var runs []slotRun
+	for k := range t.used {
+		for n := 0; n < BlocksPerObject; {
+			if t.isUsed(dataSlot(k, n)) {
+				n++
+				continue
+			}
+			c := 1
+			for n+c < BlocksPerObject && !t.isUsed(dataSlot(k, n+c)) {
+				c++
+			}
+			runs = append(runs, slotRun{dataSlot(k, n), uint32(c)})
+			n += c
+		}
+	}
+	for _, r := range runs {
+		for k := range r.n {
+			t.markUsed(r.slot + k) // until it is punched
+		}
+	}
+	t.pins++
+	g.mu.Unlock()
+	s.punch(o, runs)
+}
+
+// The scrub's place is a small file; losing it costs a round.
+
+func (s *Store) scrubName() string { return filepath.Join(s.cfg.Dir, "epoch", scrubMeta) }
+
+func (s *Store) loadScrub() {
+	b, err := readNamed(s.fs, s.scrubName())
+	if err != nil || len(b) != 12 {
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			s.log.Warn("scrub begins anew", "error", err)
+		}
+		return
+	}
+	s.scrub.mu.Lock()
+	s.scrub.group, s.scrub.key = GroupID(binary.LittleEndian.Uint32(b)), Key(binary.LittleEndian.Uint64(b[4:]))
+	s.scrub.mu.Unlock()
+}
+
+func (s *Store) saveScrub() {
+	s.scrub.mu.Lock()
+	b := binary.LittleEndian.AppendUint32(nil, uint32(s.scrub.group))
+	b = binary.LittleEndian.AppendUint64(b, uint64(s.scrub.key))
+	s.scrub.mu.Unlock()
+	s.metaLock.Lock()
+	defer s.metaLock.Unlock()
+	if err := writeNamed(s.fs, s.scrubName(), b); err != nil {
+		s.writeError("note the scrub's place", err)
+	}
+}
+
+// removeOrphans removes files in a group's folder that belong to no object:
+// what a crash left between a checkpoint and the removal it decided on.
+func (s *Store) removeOrphans(g *Group) {
+	id := g.id
+	names, err := s.fs.ReadDir(s.groupDir(id))
+	if err != nil {
+		return
+	}
+	for _, n := range names {
+		v, err := strconv.ParseUint(n, 16, 64)
+		if err != nil || len(n) != 16 {
+			continue
+		}
+		stripe := s.stripe(Key(v))
+		stripe.Lock()
+		g.mu.Lock()
+		orphan := g.objects[Key(v)] == nil && !g.dropped
+		g.mu.Unlock()
+		if orphan {
+			s.log.Info("remove a file that belongs to no object", "group", uint32(id), "file", n)
+			s.fs.Remove(filepath.Join(s.groupDir(id), n))
+		}
+		stripe.Unlock()
+	}
+}
+
+// alignedBuffer is what O_DIRECT asks for.
+func alignedBuffer(n int) []byte {
+	b := make([]byte, n+BlockSize)
+	skip := -uintptr(unsafe.Pointer(&b[0])) & (BlockSize - 1)
+	return b[skip:][:n:n]
+}
