@@ -16,13 +16,17 @@ import (
 	"github.com/sheepdog-go/sheepdog/vdi"
 )
 
+// A client that comes while the node takes its place in the cluster waits for so long.
+const openWaitMax = 15 * time.Second
+
 // gateway is a node's NBD backend. NBD clients may connect before the node belongs to a cluster: they find no exports then. Once the node
-// has its number in the map, a cluster client of it serves them.
+// has its number in the map, a cluster client of it serves them; until then clients of a cluster that is there wait.
 type gateway struct {
 	node    *node.Node
 	options *nodeOptions
 	log     *slog.Logger
 	ready   atomic.Pointer[served]
+	opened  chan struct{} // closed when ready is set
 }
 
 // served is what there is once the node is part of a cluster.
@@ -32,7 +36,7 @@ type served struct {
 }
 
 func newGateway(n *node.Node, o *nodeOptions, log *slog.Logger) *gateway {
-	return &gateway{node: n, options: o, log: log}
+	return &gateway{node: n, options: o, log: log, opened: make(chan struct{})}
 }
 
 // open makes the client, once the node has a number.
@@ -48,6 +52,7 @@ func (g *gateway) open() {
 		return
 	}
 	g.ready.Store(&served{c, vdi.NewBackend(c, vdi.BackendOptions{})})
+	close(g.opened)
 }
 
 func (g *gateway) close() {
@@ -66,7 +71,7 @@ func (g *gateway) List(ctx context.Context) ([]nbd.ExportInfo, error) {
 
 // Info implements nbd.Backend.
 func (g *gateway) Info(ctx context.Context, name string) (nbd.ExportInfo, error) {
-	s, err := g.formatted(name)
+	s, err := g.formatted(ctx, name)
 	if err != nil {
 		return nbd.ExportInfo{}, err
 	}
@@ -75,14 +80,24 @@ func (g *gateway) Info(ctx context.Context, name string) (nbd.ExportInfo, error)
 
 // Open implements nbd.Backend.
 func (g *gateway) Open(ctx context.Context, name string) (nbd.Device, nbd.ExportInfo, error) {
-	s, err := g.formatted(name)
+	s, err := g.formatted(ctx, name)
 	if err != nil {
 		return nil, nbd.ExportInfo{}, err
 	}
 	return s.backend.Open(ctx, name)
 }
 
-func (g *gateway) formatted(name string) (*served, error) {
+// formatted waits until there is something to serve, if there will be.
+func (g *gateway) formatted(ctx context.Context, name string) (*served, error) {
+	if g.node.Cluster() != "" {
+		wait, cancel := context.WithTimeout(ctx, openWaitMax)
+		defer cancel()
+		select {
+		case <-g.opened:
+		case <-wait.Done():
+			return nil, fmt.Errorf("open %s: this node is not back in its cluster yet: a majority of the nodes must be up", name)
+		}
+	}
 	if s := g.ready.Load(); s != nil && g.node.Map().Formatted() {
 		return s, nil
 	}
