@@ -187,6 +187,10 @@ func (s *Server) getStatus(_ http.ResponseWriter, r *http.Request) (any, error) 
 		}
 	}
 	st.State, st.Text = describe(time.Now(), m, s.node.Cluster(), st.Health, st.Moving)
+	if m.Formatted() && !m.ShutDown && !s.node.Self().Lease {
+		// What was agreed may have moved on: a node that was just started knows its own log only.
+		st.State, st.Text = "waiting", "waiting for a lease: this node was just started, or does not reach a majority of the nodes"
+	}
 	return st, nil
 }
 
