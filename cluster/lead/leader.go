@@ -3,6 +3,7 @@ package lead
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -31,6 +32,9 @@ type Leader struct {
 	lost     map[state.GroupID]time.Time
 	down     map[state.NodeID]time.Time
 	raftNext time.Time
+	seen     *state.Map // the last one looked at, and what there was to do by it
+	waits    bool       // groups that lost their primary
+	closes   bool       // snapshots being taken
 
 	wg sync.WaitGroup // tasks
 }
@@ -62,6 +66,7 @@ func (l *Leader) Begin(c *consensus.Consensus, term uint64) {
 	l.lost = map[state.GroupID]time.Time{}
 	l.down = map[state.NodeID]time.Time{}
 	l.raftNext = time.Time{}
+	l.seen = nil
 	l.mu.Unlock()
 	l.keeper.Begin(c, term, c.Map())
 }
@@ -93,12 +98,35 @@ func (l *Leader) step(ctx context.Context, m *state.Map) {
 	l.endLapsed(ctx)
 	l.bringIn(ctx)
 	if m.Formatted() {
-		l.resume(ctx, m)
+		l.look(m)
+		if l.waits {
+			l.resume(ctx, m)
+		}
+		if l.closes {
+			l.snapshots(ctx, m)
+		}
 		l.giveUpNodes(ctx, m)
-		l.snapshots(ctx, m)
 		l.sessions(ctx, m)
 	}
 	l.members(ctx, m)
+}
+
+// look goes through a map once, so that a step in which nothing changed costs nothing. Only Run calls it.
+func (l *Leader) look(m *state.Map) {
+	if m == l.seen {
+		return
+	}
+	l.seen = m
+	l.waits = slices.ContainsFunc(m.Groups, func(g *state.Group) bool { return g.Primary.Node == state.NoNode })
+	l.closes = slices.ContainsFunc(m.VDIs, func(v *state.VDI) bool { return v.State == state.Closing })
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.waits {
+		clear(l.lost)
+	}
+	if !l.closes {
+		clear(l.closings)
+	}
 }
 
 // task runs f in a goroutine unless one of that name is still under way. f says whether it got something done: then there may be more; else the next

@@ -222,6 +222,14 @@ func (n *Node) Stop(ctx context.Context) error {
 	return n.stopErr
 }
 
+// Crash ends the node as a kill does, for simulations: nobody is told but by its connections.
+func (n *Node) Crash() {
+	n.stopOnce.Do(func() {
+		n.leaving.Store(true)
+		n.stopErr = n.teardown()
+	})
+}
+
 // leaveService hands over and says goodbye.
 func (n *Node) leaveService(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, stopTimeout)

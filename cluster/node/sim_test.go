@@ -123,8 +123,7 @@ func (w *world) crash(h string) {
 	w.net.Kill(h)
 	n := w.nodes[h]
 	delete(w.nodes, h)
-	n.leaving.Store(true)
-	n.teardown()
+	n.Crash()
 }
 
 func (w *world) end() {

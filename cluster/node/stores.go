@@ -9,12 +9,12 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
-	"syscall"
 
 	"github.com/pkg/xattr"
 
 	"github.com/sheepdog-go/sheepdog/cluster/state"
 	"github.com/sheepdog-go/sheepdog/objstore"
+	"github.com/sheepdog-go/sheepdog/objstore/vfs"
 )
 
 // stores are the node's disks. They are opened, or made, once the node belongs to a cluster.
@@ -34,6 +34,9 @@ func newStores(cfg Config, uuid string) (*stores, error) {
 	s := &stores{cfg: cfg.Store, dirs: cfg.Dirs, node: uuid, log: cfg.Logger}
 	if cfg.VNodes == 0 {
 		s.dirs = nil
+	}
+	if s.cfg.FS != nil { // a simulation's: nobody else has it
+		return s, nil
 	}
 	for i, d := range s.dirs {
 		if i > 0 {
@@ -188,10 +191,13 @@ func chooseHome(list []*objstore.Store, id state.GroupID) *objstore.Store {
 // bytes is the size of all disks together.
 func (s *stores) bytes() uint64 {
 	var sum uint64
+	f := s.cfg.FS
+	if f == nil {
+		f = vfs.OS{}
+	}
 	for _, d := range s.dirs {
-		var st syscall.Statfs_t
-		if syscall.Statfs(d, &st) == nil {
-			sum += st.Blocks * uint64(st.Bsize)
+		if st, err := f.Statfs(d); err == nil {
+			sum += uint64(st.Total)
 		}
 	}
 	return sum
