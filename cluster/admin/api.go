@@ -79,6 +79,18 @@ type Disk struct {
 	Used  uint64 `json:"used"`
 	Avail uint64 `json:"avail"`
 	Fault string `json:"fault,omitempty"` // it failed, with why
+	Full  bool   `json:"full,omitempty"`  // writes get ENOSPC
+	Scrub Scrub  `json:"scrub"`
+}
+
+// Scrub says how far the slow check of everything on a disk is.
+type Scrub struct {
+	PerSec    int64     `json:"perSec"` // bytes a second it may take; 0 or less: off
+	Started   time.Time `json:"started,omitzero"`
+	Rounds    int64     `json:"rounds"`    // whole ones since the start
+	LastRound int       `json:"lastRound"` // seconds that the last one took
+	Blocks    int64     `json:"blocks"`    // read since the start
+	Bad       int64     `json:"bad"`       // of them
 }
 
 // Space sums a node's disks.

@@ -7,7 +7,7 @@ import (
 	"unicode"
 )
 
-// countersOf gathers the atomic and plain integers of a struct of counters into all, by names like engine_write_bytes.
+// countersOf adds the atomic and plain integers of a struct of counters to all, by names like engine_write_bytes.
 func countersOf(all map[string]uint64, prefix string, stats any) {
 	v := reflect.Indirect(reflect.ValueOf(stats))
 	if v.Kind() != reflect.Struct {
@@ -19,7 +19,7 @@ func countersOf(all map[string]uint64, prefix string, stats any) {
 			continue
 		}
 		if n, ok := integer(v.Field(i)); ok {
-			all[prefix+"_"+snake(field.Name)] = n
+			all[prefix+"_"+snake(field.Name)] += n
 		}
 	}
 }

@@ -46,11 +46,15 @@ func (l *localNode) Self() admin.Self {
 		Disks: []admin.Disk{}, Counters: map[string]uint64{}, Goroutines: runtime.NumGoroutine()}
 	for i, st := range node.Stores() {
 		space := st.Space()
-		d := admin.Disk{Path: l.n.options.dirs[i], Size: uint64(space.Total), Used: uint64(space.Used), Avail: uint64(space.Free)}
+		scrub := st.Scrub()
+		d := admin.Disk{Path: l.n.options.dirs[i], Size: uint64(space.Total), Used: uint64(space.Used), Avail: uint64(space.Free), Full: space.Full,
+			Scrub: admin.Scrub{PerSec: scrub.Rate, Started: scrub.Started, Rounds: scrub.Rounds, LastRound: int(scrub.LastRound.Seconds()),
+				Blocks: scrub.Blocks, Bad: scrub.Bad}}
 		if err := st.Err(); err != nil {
 			d.Fault = err.Error()
 		}
 		s.Disks = append(s.Disks, d)
+		countersOf(s.Counters, "store", st.Metrics())
 	}
 	countersOf(s.Counters, "engine", &node.Engine().Stats)
 	if g := l.n.gateway.ready.Load(); g != nil {

@@ -34,7 +34,7 @@ type runningNode struct {
 	tellOnce sync.Once
 	broken   chan error // a server that ended by itself
 	serving  sync.WaitGroup
-	settling sync.WaitGroup // what is done in the background once the node is registered
+	settling sync.WaitGroup // what is done in the background
 	unsettle context.CancelFunc
 	stopOnce sync.Once
 	stopErr  error
@@ -70,6 +70,7 @@ func startNode(ctx context.Context, o *nodeOptions, log *slog.Logger) (*runningN
 	settle, cancel := context.WithCancel(context.Background())
 	n.unsettle = cancel
 	n.settling.Go(func() { n.revive(settle) })
+	n.settling.Go(func() { n.followSettings(settle) })
 	n.settling.Go(func() {
 		if err := n.checkAfter(settle); err != nil {
 			n.broken <- err

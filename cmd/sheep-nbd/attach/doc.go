@@ -11,7 +11,7 @@
 //	pair.go       socket pairs
 //	attach.go     a device's life: attach, join again, renew, leave, detach
 //	sysfs.go      what is attached, and whether somebody uses it
-//	hold.go       one process for each device, and how it is told to detach
+//	hold.go       one process for each device
 //
 // # What happens when this process ends
 //
@@ -25,5 +25,5 @@
 //
 // # Goroutines
 //
-// Run runs on its caller's. The holder has one that accepts, from Hold to Release.
+// None: Run runs on its caller's.
 package attach

@@ -31,6 +31,26 @@ func (n *runningNode) revive(ctx context.Context) {
 	}
 }
 
+// followSettings hands on what `cluster set` changes for disks: how fast they are scrubbed.
+func (n *runningNode) followSettings(ctx context.Context) {
+	sub := n.node.Subscribe()
+	defer sub.Cancel()
+	for {
+		if m := n.node.Map(); m.Formatted() {
+			for _, st := range n.node.Stores() {
+				if rate := m.Settings.ScrubSpeed; st.Scrub().Rate != rate {
+					st.SetScrubRate(rate)
+				}
+			}
+		}
+		select {
+		case <-sub.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
 // registered waits until the node has its number in the map; false if ctx ended before.
 func (n *runningNode) registered(ctx context.Context) bool {
 	sub := n.node.Subscribe()

@@ -1,0 +1,429 @@
+package attach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/sheepdog-go/sheepdog/nbd"
+)
+
+// Config says what is attached, and how.
+type Config struct {
+	Device      int           // number, or AnyDevice
+	Export      string        // by which name the server has it
+	Backend     string        // identity: only who names the same one may serve the device after us
+	Connections int           // 1 to 64; more than one need an export that can MULTI_CONN; default 1
+	BlockSize   uint64        // the device's sector, bytes: 512 (default) to 4096
+	IOTimeout   time.Duration // see Request; default 15 s
+	DeadTimeout time.Duration // see Request; default 10 min
+	OpenTimeout time.Duration // how long a device that is attached already waits for its disk; default 30 s
+	Logger      *slog.Logger  // default: silent
+
+	HoldDir string // default /run/sheep-nbd
+	sys     sysfs  // tests
+}
+
+const (
+	connectionsMax = 64 // ours: the kernel makes a hardware queue of 128 requests for each
+
+	defaultIOTimeout   = 15 * time.Second
+	defaultDeadTimeout = 10 * time.Minute
+	defaultOpenTimeout = 30 * time.Second
+
+	handshakeTimeout = 35 * time.Second // longer than the server's own for opening an export
+	leaveTimeout     = 20 * time.Second
+	retryFirst       = 50 * time.Millisecond
+	retryMost        = time.Second
+)
+
+func (c *Config) complete() error {
+	def := func(d *time.Duration, v time.Duration) {
+		if *d <= 0 {
+			*d = v
+		}
+	}
+	def(&c.IOTimeout, defaultIOTimeout)
+	def(&c.DeadTimeout, defaultDeadTimeout)
+	def(&c.OpenTimeout, defaultOpenTimeout)
+	if c.Connections == 0 {
+		c.Connections = 1
+	}
+	if c.BlockSize == 0 {
+		c.BlockSize = 512
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.HoldDir == "" {
+		c.HoldDir = holdDir
+	}
+	if c.sys.root == "" {
+		c.sys = system
+	}
+	switch {
+	case c.Connections < 1 || c.Connections > connectionsMax:
+		return fmt.Errorf("%d connections: use 1 to %d", c.Connections, connectionsMax)
+	case c.BlockSize < 512 || c.BlockSize > 4096 || c.BlockSize&(c.BlockSize-1) != 0:
+		return fmt.Errorf("block size %d: use 512, 1024, 2048 or 4096", c.BlockSize)
+	case c.Backend == "":
+		return errors.New("a device needs an identity of what is behind it")
+	}
+	return nil
+}
+
+// Attachment is one device that this process serves.
+//
+//	Attach ─► attached ─► Run ─┬─ a connection ended ─► join again ─► attached
+//	                           ├─ the disk has another size ─► renew ─► attached
+//	                           ├─ somebody detached it ─► end
+//	                           └─ told to stop ─► used: leave it attached; not used: detach ─► end
+type Attachment struct {
+	cfg     Config
+	kernel  Kernel
+	server  *nbd.Server
+	exports *watched
+	lock    *holder
+	index   int
+	export  Export          // as the kernel has it
+	conns   []*net.UnixConn // the server's halves
+}
+
+// Watch wraps the backend of the server that Attach is given, so that it is known when a connection has ended.
+func Watch(b nbd.Backend) *Watched {
+	return &watched{Backend: b, ended: make(chan struct{}, 1)}
+}
+
+// Watched is a Backend that counts what is open.
+type Watched = watched
+
+type watched struct {
+	nbd.Backend
+	mu    sync.Mutex
+	open  int
+	ended chan struct{} // has a value after a connection ended
+}
+
+// Open implements nbd.Backend.
+func (w *watched) Open(ctx context.Context, name string) (nbd.Device, nbd.ExportInfo, error) {
+	d, info, err := w.Backend.Open(ctx, name)
+	if err != nil {
+		return nil, info, err
+	}
+	w.mu.Lock()
+	w.open++
+	w.mu.Unlock()
+	return &watchedDevice{d, w}, info, nil
+}
+
+func (w *watched) count() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.open
+}
+
+type watchedDevice struct {
+	nbd.Device
+	w *watched
+}
+
+func (d *watchedDevice) Close() error {
+	err := d.Device.Close()
+	d.w.mu.Lock()
+	d.w.open--
+	d.w.mu.Unlock()
+	select {
+	case d.w.ended <- struct{}{}:
+	default:
+	}
+	return err
+}
+
+// Attach makes the device, or joins one that an earlier process left behind. server must serve w.
+func Attach(ctx context.Context, k Kernel, server *nbd.Server, w *Watched, cfg Config) (*Attachment, error) {
+	if err := cfg.complete(); err != nil {
+		return nil, err
+	}
+	a := &Attachment{cfg: cfg, kernel: k, server: server, exports: w, index: cfg.Device}
+	if a.index == AnyDevice {
+		a.index = a.orphan()
+	}
+	if a.index != AnyDevice {
+		if err := a.take(); err != nil {
+			return nil, err
+		}
+	}
+	err := a.begin(ctx)
+	if err != nil {
+		a.Release()
+		return nil, err
+	}
+	return a, nil
+}
+
+// Index is the device's number.
+func (a *Attachment) Index() int { return a.index }
+
+// Release lets another process serve the device. It comes after Run.
+func (a *Attachment) Release() {
+	if a.lock != nil {
+		a.lock.release()
+	}
+}
+
+func (a *Attachment) take() (err error) {
+	a.lock, err = hold(a.cfg.HoldDir, a.index, a.cfg.Backend)
+	return err
+}
+
+// orphan is a device that waits for us, if there is one.
+func (a *Attachment) orphan() int {
+	for _, d := range a.cfg.sys.list() {
+		if d.Backend == a.cfg.Backend && !served(a.cfg.HoldDir, d.Index) {
+			return d.Index
+		}
+	}
+	return AnyDevice
+}
+
+// begin attaches the device, or joins it.
+func (a *Attachment) begin(ctx context.Context) error {
+	if a.index == AnyDevice {
+		return a.connect()
+	}
+	d, attached := a.cfg.sys.look(a.index)
+	switch {
+	case !attached:
+		return a.connect()
+	case d.Backend != a.cfg.Backend:
+		what := "something else"
+		if d.Backend != "" {
+			what = d.Backend
+		}
+		return fmt.Errorf("%s is attached to %s already; sheep-nbd -d %[1]s detaches it", DeviceName(a.index), what)
+	}
+	// The process before us may have been killed: its session has to run out first.
+	ctx, cancel := context.WithTimeout(ctx, a.cfg.OpenTimeout)
+	defer cancel()
+	err := a.join(ctx)
+	if err == nil {
+		a.cfg.Logger.Info("joined a device that was attached already", "device", DeviceName(a.index), "backend", d.Backend)
+	}
+	return err
+}
+
+// connect attaches a free device.
+func (a *Attachment) connect() error {
+	socks, err := a.dial(a.cfg.Connections)
+	defer closeFiles(socks)
+	if err != nil {
+		return err
+	}
+	if a.cfg.Connections > 1 && a.export.Flags&flagMultiConn == 0 {
+		return fmt.Errorf("%d connections: this export allows one", a.cfg.Connections)
+	}
+	index, err := a.kernel.Connect(a.index, a.request(socks))
+	if err != nil {
+		return fmt.Errorf("attach %s: %w", a.name(), err)
+	}
+	if a.index == AnyDevice {
+		a.index = index
+		return a.take()
+	}
+	return nil
+}
+
+func (a *Attachment) name() string {
+	if a.index == AnyDevice {
+		return "a free device"
+	}
+	return DeviceName(a.index)
+}
+
+// request is all that the kernel is told.
+func (a *Attachment) request(socks []*os.File) *Request {
+	r := &Request{Size: a.export.Size &^ (a.cfg.BlockSize - 1), BlockSize: a.cfg.BlockSize, Flags: a.export.Flags, IOTimeout: a.cfg.IOTimeout,
+		DeadTimeout: a.cfg.DeadTimeout, Backend: a.cfg.Backend}
+	for _, f := range socks {
+		r.Sockets = append(r.Sockets, int(f.Fd()))
+	}
+	return r
+}
+
+// dial makes n connections to the server, ready for the kernel. What was made is in the result, also with an error.
+func (a *Attachment) dial(n int) (socks []*os.File, err error) {
+	a.prune()
+	for range n {
+		server, kernel, err := pair()
+		if err != nil {
+			return socks, err
+		}
+		a.server.ServeConn(server)
+		x, err := shakeHands(kernel, a.cfg.Export, handshakeTimeout)
+		if err != nil {
+			kernel.Close()
+			return socks, err
+		}
+		f, err := forKernel(kernel)
+		kernel.Close()
+		if err != nil {
+			return socks, err
+		}
+		a.export = x
+		socks = append(socks, f)
+		a.conns = append(a.conns, server)
+	}
+	return socks, nil
+}
+
+func closeFiles(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
+}
+
+// prune forgets connections that are closed.
+func (a *Attachment) prune() {
+	a.conns = slices.DeleteFunc(a.conns, func(c *net.UnixConn) bool {
+		rc, err := c.SyscallConn()
+		return err != nil || rc.Control(func(uintptr) {}) != nil
+	})
+}
+
+// errDetached says that somebody took the device away.
+var errDetached = errors.New("detached")
+
+// join brings new sockets in place of those that are dead. It tries until ctx ends: meanwhile the device's users wait.
+func (a *Attachment) join(ctx context.Context) error {
+	for wait := retryFirst; ; wait = min(2*wait, retryMost) {
+		missing := a.cfg.Connections - a.exports.count()
+		if missing <= 0 {
+			return nil
+		}
+		err := a.bring(missing)
+		if err == nil || errors.Is(err, errDetached) {
+			return err
+		}
+		a.cfg.Logger.Warn("the device waits for its disk", "device", DeviceName(a.index), "err", err)
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return fmt.Errorf("serve %s: %w", DeviceName(a.index), err)
+		}
+	}
+}
+
+// bring gives the kernel n new connections.
+func (a *Attachment) bring(n int) error {
+	if _, attached := a.cfg.sys.look(a.index); !attached {
+		return errDetached
+	}
+	socks, err := a.dial(n)
+	defer closeFiles(socks)
+	if err != nil {
+		return err
+	}
+	err = a.kernel.Reconfigure(a.index, a.request(socks))
+	if errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.ENOENT) {
+		return errDetached // it is, or is just being taken apart: a device in service accepts what is asked here
+	}
+	if err != nil {
+		return fmt.Errorf("bring new sockets for %s: %w", DeviceName(a.index), err)
+	}
+	return nil
+}
+
+// Run serves the device until it is detached or ctx ends. A value from resized means that the disk may have another size.
+func (a *Attachment) Run(ctx context.Context, resized <-chan struct{}) error {
+	for {
+		var err error
+		select {
+		case <-ctx.Done():
+			return a.leave()
+		case <-a.exports.ended:
+			err = a.join(ctx)
+		case <-resized:
+			err = a.renew(ctx)
+		}
+		switch {
+		case errors.Is(err, errDetached):
+			a.cfg.Logger.Info("detached by another", "device", DeviceName(a.index))
+			return nil
+		case err != nil && ctx.Err() == nil:
+			return err
+		}
+	}
+}
+
+// renew brings connections that know the disk's size of now, and tells the kernel. A request is never sent to where it does not fit: a disk
+// that shrinks does so for the kernel first, one that grows for the connections first.
+func (a *Attachment) renew(ctx context.Context) error {
+	old := a.export.Size
+	probe, err := a.dial(1)
+	closeFiles(probe)
+	if err != nil || a.export.Size == old {
+		return nil // the next connection will see
+	}
+	a.cfg.Logger.Info("the disk has a new size", "device", DeviceName(a.index), "old", old, "new", a.export.Size)
+	if a.export.Size < old {
+		if err := a.kernel.Reconfigure(a.index, a.request(nil)); err != nil {
+			return fmt.Errorf("resize %s: %w", DeviceName(a.index), err)
+		}
+	}
+	if err := a.quiet(); err != nil {
+		return err
+	}
+	return a.join(ctx)
+}
+
+// quiet ends all connections without an error for anybody: nothing more is taken in, what was taken is answered. The kernel keeps the rest.
+func (a *Attachment) quiet() error {
+	a.prune()
+	for _, c := range a.conns {
+		_ = c.CloseRead()
+	}
+	late := time.After(leaveTimeout)
+	for a.exports.count() > 0 {
+		select {
+		case <-a.exports.ended:
+		case <-late:
+			return fmt.Errorf("%s: requests under way were not answered within %v; the kernel will send them again", DeviceName(a.index), leaveTimeout)
+		}
+	}
+	return nil
+}
+
+// leave ends the service: a device that nobody uses is detached, one that is in use stays for the next process.
+func (a *Attachment) leave() error {
+	by, used := InUse(a.index)
+	if !used {
+		if err := a.kernel.Disconnect(a.index); err != nil {
+			return fmt.Errorf("detach %s: %w", DeviceName(a.index), err)
+		}
+		return nil
+	}
+	a.cfg.Logger.Warn("the device stays attached, because it is in use; its users wait until sheep-nbd -c is started again, or sheep-nbd -d detaches it",
+		"device", DeviceName(a.index), "used-by", by, "wait", a.cfg.DeadTimeout)
+	return a.quiet()
+}
+
+// Detach takes a device away from the kernel. One that is in use is only detached by force: what its users still had to write is lost to them.
+func Detach(k Kernel, index int, force bool) error {
+	if _, attached := Look(index); !attached {
+		return fmt.Errorf("detach %s: it is not attached: %w", DeviceName(index), os.ErrNotExist)
+	}
+	if by, used := InUse(index); used && !force {
+		return fmt.Errorf("detach %s: it is in use by %s; unmount or close it first (-f detaches it all the same)", DeviceName(index), by)
+	}
+	if err := k.Disconnect(index); err != nil {
+		return fmt.Errorf("detach %s: %w", DeviceName(index), err)
+	}
+	return nil
+}
