@@ -20,9 +20,11 @@ const (
 	joinPeriod    = time.Second
 	joinFast      = 100 * time.Millisecond // at first: the others may be starting in the same moment
 	joinFastTries = 20
-	streamTimeout = 2 * time.Second
-	updateTimeout = time.Second
-	leaveTimeout  = 300 * time.Millisecond
+
+	conflictPeriod = 10 * time.Second
+	streamTimeout  = 2 * time.Second
+	updateTimeout  = time.Second
+	leaveTimeout   = 300 * time.Millisecond
 )
 
 // Meta is what a node says of itself.
@@ -54,11 +56,12 @@ type Gossip struct {
 	ml  *memberlist.Memberlist
 	log *slog.Logger
 
-	mu      sync.Mutex // guards what follows
-	self    Meta
-	refused map[string]bool // clusters that were complained about
-	foreign Meta            // the last node that was refused
-	met     map[string]peer // by memberlist's name: memberlist changes its own nodes while one looks at them
+	mu       sync.Mutex // guards what follows
+	self     Meta
+	refused  map[string]bool // clusters that were complained about
+	conflict time.Time       // when one was last told of
+	foreign  Meta            // the last node that was refused
+	met      map[string]peer // by memberlist's name: memberlist changes its own nodes while one looks at them
 
 	closing chan struct{}
 	wg      sync.WaitGroup
@@ -273,9 +276,18 @@ func (d delegate) NotifyMerge(peers []*memberlist.Node) error {
 	return nil
 }
 
-// NotifyConflict tells that two nodes at different addresses have one identity: a directory was copied.
+// NotifyConflict tells, now and then, that two nodes at different addresses have one identity: a directory was copied.
 func (d delegate) NotifyConflict(a, b *memberlist.Node) {
-	d.g.log.Warn("two nodes have the same identity: one runs on a copy of the other's directory", "uuid", a.Name, "at", a.Address(), "and", b.Address())
+	d.g.mu.Lock()
+	now := time.Now()
+	late := now.Sub(d.g.conflict) > conflictPeriod
+	if late {
+		d.g.conflict = now
+	}
+	d.g.mu.Unlock()
+	if late {
+		d.g.log.Warn("two nodes have the same identity: one runs on a copy of the other's directory", "uuid", a.Name, "at", a.Address(), "and", b.Address())
+	}
 }
 
 // judge says whether n may be met.

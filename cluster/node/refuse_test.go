@@ -112,3 +112,24 @@ func TestR5OlderCopyIsRefused(t *testing.T) {
 	stop(t, third)
 	refusedLater(t, startNode(t, config(t, copied, 3, "127.0.0.1")), "not node")
 }
+
+func TestSecondDaemonOnACopiedDirectoryIsRefused(t *testing.T) {
+	dir := t.TempDir()
+	nodes := threeNodes(t, dir)
+	eventually(t, 5*time.Second, "they meet", func() bool { return len(nodes[0].Met()) == 3 })
+	format(t, nodes[0], 2)
+	eventually(t, 5*time.Second, "they serve", allServe(nodes...))
+	stop(t, nodes[2])
+	copied := t.TempDir()
+	if err := os.CopyFS(filepath.Join(copied, "4"), os.DirFS(filepath.Join(dir, "3"))); err != nil {
+		t.Fatal(err)
+	}
+	nodes[2] = startNode(t, config(t, dir, 3, "127.0.0.1"))
+	eventually(t, 10*time.Second, "it serves", allServe(nodes...))
+	was := nodes[2].Self()
+	refusedLater(t, startNode(t, config(t, copied, 4, "127.0.0.1")), "copy")
+	eventually(t, 5*time.Second, "they still serve", allServe(nodes...))
+	if nodes[2].Self() != was || nodes[2].Err() != nil {
+		t.Errorf("the true node was disturbed: %+v, %v", nodes[2].Self(), nodes[2].Err())
+	}
+}
