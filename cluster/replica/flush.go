@@ -33,7 +33,7 @@ func (g *group) flush(r *wire.Request, b *wire.Batch) {
 }
 
 func (f *flushState) add(g *group, r *wire.Request, lsn uint64, b *wire.Batch) {
-	if lsn <= g.durable {
+	if lsn <= g.durable || broken("Invariant2") {
 		r.Status = wire.StatusOK
 		b.Complete(r)
 		return
@@ -50,7 +50,7 @@ func (f *flushState) start(g *group, b *wire.Batch) {
 	rd := &flushRound{upTo: g.commit, granted: g.granted, waiters: f.next, local: true, retry: map[*member]bool{}}
 	f.round, f.next = rd, nil
 	for _, m := range g.members {
-		if g.required(m) || m.ready { // R9, R11
+		if g.required(m) || m.ready && !broken("R11") { // R9, R11
 			rd.members = append(rd.members, m)
 		}
 	}

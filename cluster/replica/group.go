@@ -375,6 +375,12 @@ func (g *group) stalled() bool {
 
 // required says whether commits wait for m: it is in the set, or its joining is proposed and undecided (R9).
 func (g *group) required(m *member) bool {
+	if broken("R9") {
+		return m.inSync && !(g.change != nil && isMember(g.change.Remove, m.Member))
+	}
+	if broken("R10") {
+		return m.inSync && !m.removed
+	}
 	return m.inSync || g.change != nil && g.change.adds(m.Member)
 }
 

@@ -68,7 +68,7 @@ func (g *group) judge(r *wire.Request, v *view) (verdict, wire.Status) {
 		return refuse, wire.StatusOldTerm
 	case r.Term > g.term || r.IO.Index > v.m.Index:
 		return refuse, wire.StatusBehind
-	case !g.e.cfg.Leased(): // invariant 4
+	case !g.e.cfg.Leased() && !broken("Invariant4"): // invariant 4
 		return refuse, wire.StatusBehind
 	case g.change != nil && g.change.To != state.NoNode: // resigned, unless raft refuses (R8)
 		return park, 0
@@ -212,7 +212,7 @@ func (e *Engine) hello(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 func (c *clientState) raise(epoch uint64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if epoch < c.epoch {
+	if epoch < c.epoch && !broken("R15") {
 		return false
 	}
 	c.epoch = epoch
@@ -316,7 +316,7 @@ func (e *Engine) serve(c *wire.Conn, f *wire.Frame, kind wire.Kind, meta []byte,
 		r.Dst = r.buf.B
 	}
 	cs.mu.RLock()
-	if cs.epoch != epoch {
+	if cs.epoch != epoch && !broken("R15") {
 		r.Status = wire.StatusOldConn
 		b.Complete(&r.Request)
 	} else {

@@ -16,6 +16,7 @@ import (
 	"github.com/sheepdog-go/sheepdog/cluster/state"
 	"github.com/sheepdog-go/sheepdog/cluster/wire"
 	"github.com/sheepdog-go/sheepdog/objstore"
+	"github.com/sheepdog-go/sheepdog/objstore/vfs/simfs"
 )
 
 // authority stands in for raft and its leader: it applies commands in order and gives the maps to every node it can reach.
@@ -85,7 +86,7 @@ type testNode struct {
 	a     *authority
 	net   *memnet.Net
 	host  string
-	dir   string
+	fs    *simfs.FS
 	uuid  string
 	id    state.NodeID
 	inc   uint64
@@ -122,9 +123,9 @@ func (n *testNode) tell(m *state.Map) {
 // start begins a new incarnation.
 func (n *testNode) start() {
 	t := n.a.t
-	store, err := objstore.Open(objstore.Config{Dir: n.dir, Logger: testLog()})
+	store, err := objstore.Open(n.config())
 	if err != nil {
-		t.Fatalf("open %s: %v", n.dir, err)
+		t.Fatalf("open %s: %v", n.host, err)
 	}
 	n.store = store
 	prev := n.inc
@@ -189,8 +190,19 @@ func (n *testNode) start() {
 	n.tell(n.a.cur())
 }
 
-// kill ends the process; what it wrote to files stays (no power cut).
-func (n *testNode) kill() {
+func (n *testNode) config() objstore.Config {
+	return objstore.Config{Dir: "/d", FS: n.fs, JournalBytesMax: 8 << 20, SegmentBytes: 1 << 20, ReserveBytes: 1 << 20, Logger: testLog()}
+}
+
+// kill ends the process; what it wrote to files stays.
+func (n *testNode) kill() { n.end(func() *simfs.FS { return n.fs.Clone() }) }
+
+// cutPower ends the process and loses some of what was not synced.
+func (n *testNode) cutPower() { n.end(func() *simfs.FS { return n.fs.Cut() }) }
+
+func (n *testNode) end(left func() *simfs.FS) {
+	fs := left()
+	defer func() { n.fs = fs }()
 	n.lease.Store(false)
 	n.net.Kill(n.host)
 	close(n.done)
@@ -278,9 +290,11 @@ func newCluster(t testing.TB, nodes, copies, pgs int) *cluster {
 }
 
 func (c *cluster) addNode(i int) *testNode {
-	n := &testNode{a: c.a, net: c.net, host: fmt.Sprintf("h%d", i), uuid: fmt.Sprintf("uuid-%d", i), dir: c.t.TempDir()}
-	cfg := objstore.Config{Dir: n.dir, Logger: testLog()}
-	if err := objstore.Create(cfg, objstore.Identity{Cluster: "test", Disk: n.uuid}); err != nil {
+	n := &testNode{a: c.a, net: c.net, host: fmt.Sprintf("h%d", i), uuid: fmt.Sprintf("uuid-%d", i), fs: simfs.New(uint64(i) + 1)}
+	if err := n.fs.Mkdir("/d"); err != nil {
+		c.t.Fatal(err)
+	}
+	if err := objstore.Create(n.config(), objstore.Identity{Cluster: "test", Disk: n.uuid}); err != nil {
 		c.t.Fatal(err)
 	}
 	c.nodes = append(c.nodes, n)

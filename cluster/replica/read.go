@@ -25,6 +25,9 @@ func (g *group) parkRead(r *wire.Request, lsn uint64, b *wire.Batch) {
 
 // uncommitted returns the newest entry after since that changes these blocks and is not committed; 0: none. mu is held.
 func (g *group) uncommitted(key objstore.Key, first, count int, since uint64) uint64 {
+	if broken("R16") {
+		return 0
+	}
 	for i := len(g.tail) - 1; i >= 0; i-- {
 		en := g.tail[i]
 		if en.Number.LSN <= since {

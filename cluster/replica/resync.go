@@ -47,7 +47,7 @@ var errJoined = errors.New("resync ended")
 
 // lacks says whether the replica must not apply en itself. mu of the group is held.
 func (j *joiner) lacks(en *entry) bool {
-	if en.Kind == objstore.KindNoop {
+	if en.Kind == objstore.KindNoop || broken("R20") {
 		return false
 	}
 	if !j.listed {
@@ -375,6 +375,9 @@ func (r *resync) begin(pos *wire.Position) error {
 	case <-r.j.ctx.Done():
 		return context.Cause(r.j.ctx)
 	}
+	if broken("Rule10") {
+		common = r.x.acked
+	}
 	theirs, err := r.listTheirs(0) // all: what we deleted while it was away has an old version there (STORE.md rule 17)
 	if err != nil {
 		return err
@@ -624,6 +627,10 @@ func (r *resync) end() error {
 	g := r.g
 	g.mu.Lock()
 	r.x.ready = true
+	if broken("R11") {
+		g.mu.Unlock()
+		return nil
+	}
 	last := g.last
 	terms := g.where().Terms
 	g.mu.Unlock()

@@ -16,10 +16,10 @@ import (
 	"github.com/sheepdog-go/sheepdog/cluster/wire"
 )
 
-// The fault model of this simulation: processes are killed at any moment and start again on the files they left (all written bytes are there: no power cut
-// here); a node is cut from others, in one direction or both, or from raft; bytes are late. Raft itself is an authority that never fails.
-// Each block has one writer, which writes a growing counter and tries again until it is answered; readers run beside it. Checked: a read never sees less
-// than was acknowledged before it began or seen before (linearizability of a register with one writer), every block is all one value, replicas
+// The fault model of this simulation: processes are killed at any moment and start again on the files they left; machines lose power, one or all, and with
+// it a random part of what was not synced; a node is cut from others, in one direction or both, or from raft; bytes are late. Raft itself is an authority that never fails.
+// Each block has one writer, which writes a growing counter, tries again until it is answered, and flushes now and then; readers run beside it. Checked: a read never sees less
+// than was acknowledged before it began or seen before (linearizability of a register with one writer; after all machines lost power at once: less than was flushed), every block is all one value, replicas
 // are equal at the end.
 
 var (
@@ -48,14 +48,17 @@ type simBlock struct {
 	index, off uint32
 	issued     atomic.Uint64
 	acked      atomic.Uint64
+	flushed    atomic.Uint64
 }
 
 type sim struct {
 	*cluster
-	rng  *rand.Rand
-	tc   *testClient
-	stop chan struct{}
-	ops  atomic.Int64
+	rng    *rand.Rand
+	tc     *testClient
+	stop   chan struct{}
+	ops    atomic.Int64
+	cuts   atomic.Int64 // how often all machines lost power at once
+	blocks []*simBlock
 }
 
 func simulate(t *testing.T, seed uint64) {
@@ -75,6 +78,7 @@ func simulate(t *testing.T, seed uint64) {
 		wg.Go(func() { s.writer(ctx, b, wseed) })
 		wg.Go(func() { s.reader(ctx, b, rseed) })
 	}
+	s.blocks = blocks
 	for range 12 {
 		s.fault()
 	}
@@ -111,18 +115,38 @@ func (s *sim) fault() {
 	o := s.nodes[s.rng.IntN(len(s.nodes))]
 	switch s.rng.IntN(8) {
 	case 0, 1: // killed; its guardian says so
-		s.log("kill", n)
-		n.kill()
+		if s.rng.IntN(2) == 0 {
+			s.log("kill", n)
+			n.kill()
+		} else {
+			s.log("cut power", n)
+			n.cutPower()
+		}
 		pause(100 * time.Millisecond)
 		n.exited()
 		pause(2 * time.Second)
 		s.log("start", n)
 		n.start()
 	case 2: // all killed, started in another order
-		for _, x := range s.nodes {
-			s.log("kill", x)
-			x.kill()
-			pause(20 * time.Millisecond)
+		if s.rng.IntN(2) == 0 {
+			s.log("all lose power")
+			for _, x := range s.nodes {
+				x.lease.Store(false)
+				s.net.Kill(x.host)
+			}
+			for _, x := range s.nodes {
+				x.cutPower()
+			}
+			s.cuts.Add(1)
+			for _, b := range s.blocks {
+				b.acked.Store(b.flushed.Load())
+			}
+		} else {
+			s.log("all killed")
+			for _, x := range s.nodes {
+				x.kill()
+				pause(20 * time.Millisecond)
+			}
 		}
 		for _, x := range s.nodes {
 			x.exited()
@@ -218,6 +242,7 @@ func (s *sim) writer(ctx context.Context, b *simBlock, seed uint64) {
 			binary.LittleEndian.PutUint64(buf[i:], v)
 		}
 		b.issued.Store(v)
+		cuts := s.cuts.Load()
 		flags := uint8(0)
 		if rng.IntN(8) == 0 {
 			flags = wire.FlagFUA
@@ -226,8 +251,21 @@ func (s *sim) writer(ctx context.Context, b *simBlock, seed uint64) {
 			s.t.Errorf("write object %d+%d: %v", b.index, b.off, st)
 			return
 		}
-		b.acked.Store(v)
+		if s.cuts.Load() == cuts {
+			b.acked.Store(v)
+		}
 		s.ops.Add(1)
+		if flags != 0 || rng.IntN(6) == 0 {
+			if flags == 0 {
+				if _, st := s.tc.do(ctx, wire.KindFlush, 0, b.index, 0, 0, nil); st != wire.StatusOK {
+					s.t.Errorf("flush object %d: %v", b.index, st)
+					return
+				}
+			}
+			if s.cuts.Load() == cuts { // a client that keeps what is not flushed would send it again; this one does not
+				b.flushed.Store(v)
+			}
+		}
 		time.Sleep(time.Duration(rng.Int64N(int64(100 * time.Millisecond))))
 	}
 }
@@ -235,7 +273,11 @@ func (s *sim) writer(ctx context.Context, b *simBlock, seed uint64) {
 func (s *sim) reader(ctx context.Context, b *simBlock, seed uint64) {
 	rng := rand.New(rand.NewPCG(seed, 2))
 	seen := uint64(0)
+	cuts := int64(0)
 	for !s.stopped() {
+		if c := s.cuts.Load(); c != cuts {
+			cuts, seen = c, 0
+		}
 		low := max(b.acked.Load(), seen)
 		out, st := s.tc.do(ctx, wire.KindRead, 0, b.index, b.off, 4096, nil)
 		high := b.issued.Load()
@@ -249,6 +291,9 @@ func (s *sim) reader(ctx context.Context, b *simBlock, seed uint64) {
 				s.t.Errorf("object %d+%d is torn: %d and %d", b.index, b.off, v, x)
 				return
 			}
+		}
+		if s.cuts.Load() != cuts {
+			continue
 		}
 		if v < low || v > high {
 			s.t.Errorf("%v read %d of object %d+%d; acknowledged or seen before: %d, written at most %d", time.Now().Format("05.000"), v, b.index, b.off, low, high)
