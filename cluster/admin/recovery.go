@@ -59,10 +59,13 @@ func (p Progress) words() string {
 	return s
 }
 
-// lacking counts, for every node in service, the groups it shall hold and those of them that it is not in sync for.
+// lacking counts, for every node in service, the groups with a primary that it shall hold and those of them that it is not in sync for.
 func lacking(m *state.Map) map[state.NodeID]Progress {
 	all := map[state.NodeID]Progress{}
 	for _, g := range m.Groups {
+		if g.Primary.Node == state.NoNode {
+			continue // nobody brings anybody up to date
+		}
 		for _, id := range g.Target {
 			n := m.Node(id)
 			if n == nil || !n.Up {

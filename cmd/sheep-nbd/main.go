@@ -48,6 +48,7 @@ type options struct {
 	target   string // NAME[:SNAP]
 	connect  time.Duration
 	level    string
+	device   deviceOptions
 }
 
 func main() {
@@ -97,7 +98,7 @@ func newApp(out, errs io.Writer) *cli.App {
 		OnUsageError: func(_ *cli.Context, err error, _ bool) error {
 			return usageError{fmt.Errorf("%w; see sheep-nbd --help", err)}
 		},
-		Flags: []cli.Flag{
+		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "address", Aliases: []string{"a"}, EnvVars: []string{"SHEEP_ADDRESS"}, Value: "127.0.0.1",
 				Usage: "nodes to learn the cluster from: `HOST[:PORT],...`; any one that answers will do"},
 			&cli.StringFlag{Name: "socket", Aliases: []string{"k"}, Usage: "listen on the unix socket `PATH`"},
@@ -111,8 +112,11 @@ func newApp(out, errs io.Writer) *cli.App {
 			&cli.StringFlag{Name: "pid-file", Usage: "write the process id to `FILE`"},
 			&cli.DurationFlag{Name: "connect-timeout", Value: 30 * time.Second, Usage: "how long to look for the cluster at the start"},
 			&cli.StringFlag{Name: "log-level", Value: "warn", Usage: "debug, info, warn or error"},
-		},
+		}, deviceFlags()...),
 		Action: func(c *cli.Context) error {
+			if done, err := aboutDevices(c, out); done {
+				return err
+			}
 			o, err := parse(c)
 			if err != nil {
 				return err
@@ -137,6 +141,11 @@ func parse(c *cli.Context) (*options, error) {
 	if name, snap := vdi.SplitName(o.target); name == "" || strings.Contains(o.target, ":") && snap == "" {
 		return usage("'%s' is no NAME or NAME:SNAP", o.target)
 	}
+	device, err := parseDevice(c)
+	if err != nil {
+		return nil, err
+	}
+	o.device = device
 	port := c.Int("port")
 	switch {
 	case port < 1 || port > 65535:

@@ -28,6 +28,9 @@ func serve(ctx context.Context, o *options) error {
 		return usageError{fmt.Errorf("invalid log level '%s': use debug, info, warn or error", o.level)}
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	if o.device.wanted {
+		return serveDevice(ctx, o, log)
+	}
 	disks, err := connect(ctx, o, log)
 	if err != nil {
 		return err

@@ -26,6 +26,7 @@ func (s *shell) clusterCommand() *cli.Command {
 		{Name: "shutdown", Usage: "stop all nodes cleanly", Flags: withAsk(), Action: s.clusterShutdown},
 		{Name: "set", Usage: "change a setting while the cluster runs", ArgsUsage: "KEY VALUE", Flags: withAsk(), Action: s.clusterSet},
 		{Name: "check", Usage: "compare all replicas of everything, versions and bytes", Flags: withAsk(), Action: s.clusterCheck},
+		s.recoverCommand(),
 	}}
 }
 

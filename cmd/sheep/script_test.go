@@ -49,6 +49,9 @@ func TestScripts(t *testing.T) {
 			"lose": func(ts *testscript.TestScript, _ bool, args []string) {
 				fake(ts).Kill(state.NodeID(number(ts, args[0])))
 			},
+			"restart": func(ts *testscript.TestScript, _ bool, args []string) {
+				fake(ts).Return(state.NodeID(number(ts, args[0])))
+			},
 			"usage":    setUsage,
 			"findings": func(ts *testscript.TestScript, _ bool, args []string) { fake(ts).Findings = args },
 			"open":     openSession,

@@ -61,6 +61,9 @@ func (c *Cluster) Apply(cmd *state.Command) state.Result {
 }
 
 func (c *Cluster) apply(cmd *state.Command) state.Result {
+	if cmd.Force != nil { // as the raft leader would
+		cmd.Force.Leased = c.leased()
+	}
 	cmd.Time = c.clock
 	c.clock = c.clock.Add(time.Minute)
 	if cmd.ID == "" {
@@ -84,6 +87,11 @@ func (c *Cluster) freeze(r state.Result) {
 		terms = append(terms, g.Term)
 	}
 	c.apply(&state.Command{FreezeVDI: &state.FreezeVDI{Vid: r.Vid, Closing: r.Index, Terms: terms}})
+}
+
+// leased are those in service.
+func (c *Cluster) leased() []state.Member {
+	return slices.DeleteFunc(c.members(), func(m state.Member) bool { return !c.m.InService(m) })
 }
 
 // members are the nodes' incarnations.

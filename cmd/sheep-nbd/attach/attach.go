@@ -94,6 +94,9 @@ type Attachment struct {
 	index   int
 	export  Export          // as the kernel has it
 	conns   []*net.UnixConn // the server's halves
+
+	lastJoin time.Time
+	pause    time.Duration
 }
 
 // Watch wraps the backend of the server that Attach is given, so that it is known when a connection has ended.
@@ -202,12 +205,15 @@ func (a *Attachment) begin(ctx context.Context) error {
 	switch {
 	case !attached:
 		return a.connect()
-	case d.Backend != a.cfg.Backend:
+	case d.Backend == "" || d.Backend != a.cfg.Backend:
 		what := "something else"
 		if d.Backend != "" {
 			what = d.Backend
 		}
 		return fmt.Errorf("%s is attached to %s already; sheep-nbd -d %[1]s detaches it", DeviceName(a.index), what)
+	}
+	if d.Queues > 0 {
+		a.cfg.Connections = d.Queues // the device keeps what it was made with
 	}
 	// The process before us may have been killed: its session has to run out first.
 	ctx, cancel := context.WithTimeout(ctx, a.cfg.OpenTimeout)
@@ -348,6 +354,7 @@ func (a *Attachment) Run(ctx context.Context, resized <-chan struct{}) error {
 		case <-ctx.Done():
 			return a.leave()
 		case <-a.exports.ended:
+			a.calm(ctx)
 			err = a.join(ctx)
 		case <-resized:
 			err = a.renew(ctx)
@@ -360,6 +367,20 @@ func (a *Attachment) Run(ctx context.Context, resized <-chan struct{}) error {
 			return err
 		}
 	}
+}
+
+// calm waits a little when connections end again and again, as when the kernel does not know yet that its old one is dead, and takes no new one.
+func (a *Attachment) calm(ctx context.Context) {
+	if now := time.Now(); now.Sub(a.lastJoin) > 2*retryMost {
+		a.pause, a.lastJoin = 0, now
+		return
+	}
+	a.pause = min(max(2*a.pause, retryFirst), retryMost)
+	select {
+	case <-time.After(a.pause):
+	case <-ctx.Done():
+	}
+	a.lastJoin = time.Now()
 }
 
 // renew brings connections that know the disk's size of now, and tells the kernel. A request is never sent to where it does not fit: a disk
