@@ -67,6 +67,7 @@ type Engine struct {
 	mapMu   sync.Mutex    // one MapChanged at a time
 	applied chan struct{} // closed and replaced when a newer map is in use
 
+	early     sparse
 	proposer  proposer
 	resyncer  resyncer
 	closings  closings

@@ -57,6 +57,9 @@ func (g *group) heal(bad *objstore.BlockError) error {
 	term, granted := g.term, g.granted
 	before, err := g.st.Unit(bad.Key)
 	g.mu.Unlock()
+	if errors.Is(err, objstore.ErrDamaged) {
+		return g.healObject(bad.Key, granted)
+	}
 	if err != nil {
 		return err
 	}
@@ -105,6 +108,70 @@ func (g *group) heal(bad *objstore.BlockError) error {
 	}
 	g.e.Stats.Repaired.Add(1)
 	return nil
+}
+
+// healObject copies an object whose tables are lost here from an in-sync replica, at a moment when nothing of it is under way: there it is at the version that
+// ours was at.
+func (g *group) healObject(key objstore.Key, granted uint64) error {
+	r := &resync{e: g.e, g: g, j: newJoiner(g.e.ctx), granted: granted}
+	defer r.j.end()
+	if err := r.quiet(key); err != nil {
+		return err
+	}
+	defer r.loud(key)
+	g.mu.Lock()
+	members := append([]*member(nil), g.members...)
+	st, store := g.st, g.store
+	g.mu.Unlock()
+	err := errors.New("no other replica is in sync")
+	for _, x := range members {
+		if !x.inSync {
+			continue
+		}
+		r.x = x
+		if err = r.fetchObject(st, key); err == nil {
+			g.e.Stats.Repaired.Add(1)
+			return store.Commit()
+		}
+		g.e.log.Warn("copy a damaged object from there", "group", g.id, "object", key.String(), "node", x.Node, "error", err)
+	}
+	return err
+}
+
+// fetchObject makes our object what the replica's is.
+func (r *resync) fetchObject(st *objstore.Group, key objstore.Key) error {
+	var keyMeta [8]byte
+	wireKey(keyMeta[:], key)
+	a, err := r.call(wire.KindUnitGet, 0, keyMeta[:], nil)
+	if a.status == wire.StatusGone {
+		return st.DeleteObject(key)
+	}
+	if err != nil {
+		return err
+	}
+	u, err := objstore.ParseUnit(a.meta)
+	if err != nil {
+		return err
+	}
+	cp, err := st.NewCopy(key)
+	if err != nil {
+		return err
+	}
+	defer cp.Abort()
+	eachPresent(u, func(vb versionBlock, crc uint32) {
+		if err != nil {
+			return
+		}
+		m := fetchMeta{key, vb.vid, uint32(vb.block)}
+		var a reply
+		if a, err = r.call(wire.KindFetch, 0, m.append(nil), nil); err == nil {
+			err = cp.Put(vb.vid, int(vb.block), crc, a.data)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	return cp.Install(u)
 }
 
 // sameBlock says whether the block's entry is what it was, and that the bytes that were fetched are the ones it should have.

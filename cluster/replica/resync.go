@@ -168,7 +168,7 @@ func (s *resyncer) ended(g *group, x *member, err error) {
 	s.failed[g] = time.Now().Add(resyncRetry)
 	s.mu.Unlock()
 	if s.e.ctx.Err() == nil {
-		s.e.log.Info("resync ended early", "group", g.id, "node", x.Node, "error", err)
+		s.e.early.say(s.e.log, "resyncs ended early and are tried again", x.Node, g.id, err)
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -369,8 +369,11 @@ func (r *resync) begin(pos *wire.Position) error {
 	b.End()
 	select {
 	case a := <-ch:
-		if a == nil || a.status != wire.StatusOK {
-			return fmt.Errorf("node %d did not begin: %v", r.x.Node, a)
+		if a == nil {
+			return fmt.Errorf("begin: connection to node %d was lost", r.x.Node)
+		}
+		if a.status != wire.StatusOK {
+			return fmt.Errorf("begin: node %d says %v", r.x.Node, a.status)
 		}
 	case <-r.j.ctx.Done():
 		return context.Cause(r.j.ctx)
@@ -568,6 +571,11 @@ func (r *resync) send(key objstore.Key, keyMeta []byte, theirs map[versionBlock]
 		return err
 	}
 	u, err := r.st.Unit(key)
+	if errors.Is(err, objstore.ErrDamaged) { // it cannot be a source before it is whole itself
+		if err = r.g.healObject(key, r.granted); err == nil {
+			u, err = r.st.Unit(key)
+		}
+	}
 	if err != nil {
 		return err
 	}

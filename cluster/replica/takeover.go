@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -58,8 +59,18 @@ func (t *takeover) tick(g *group, now time.Time, b *wire.Batch) {
 	g.wantSet()
 	if !t.slow && now.Sub(t.began) > slowTakeover {
 		t.slow = true
-		g.e.log.Warn("a group waits for its replicas", "group", g.id, "term", g.term, "answered", len(t.positions), "of", len(g.members))
+		g.e.early.say(g.e.log, "groups wait for their replicas", waitsFor(t, g), g.id, fmt.Errorf("%d of %d answered for term %d", len(t.positions), len(g.members), g.term))
 	}
+}
+
+// waitsFor names a member that has not answered.
+func waitsFor(t *takeover, g *group) state.NodeID {
+	for _, m := range g.members {
+		if t.positions[m] == nil {
+			return m.Node
+		}
+	}
+	return state.NoNode
 }
 
 // ask sends our term to everybody who has not answered on its present connection.
@@ -95,7 +106,7 @@ func (t *takeover) answered(g *group, m *member, a *wire.Frame, b *wire.Batch) {
 		g.fence = max(g.fence, a.Term)
 		g.stepDown(b)
 	case a.Status != wire.StatusOK || pos.Parse(a.Meta) != nil:
-		g.e.log.Warn("a member did not say where it stands", "group", g.id, "node", m.Node, "status", a.Status.String())
+		g.e.early.say(g.e.log, "members did not say where they stand", m.Node, g.id, errors.New(a.Status.String()))
 		g.suspect(m)
 	default:
 		m.p.credit.Store(pos.Credit)
@@ -211,7 +222,7 @@ func (t *takeover) repaired(g *group, m *member, err error, b *wire.Batch) {
 	}
 	t.repairing = false
 	if err != nil {
-		g.e.log.Warn("make a member equal", "group", g.id, "node", m.Node, "error", err)
+		g.e.early.say(g.e.log, "members could not be made equal and are tried again", m.Node, g.id, err)
 		delete(t.positions, m)
 		delete(t.asked, m)
 		m.live = false

@@ -108,6 +108,10 @@ func (c *check) object(ctx context.Context, key objstore.Key, members []*member,
 	}
 	defer r.loud(key)
 	bad, mine, err := verifyUnit(c.store, c.st, key)
+	if errors.Is(err, objstore.ErrDamaged) {
+		c.p.Findings = append(c.p.Findings, fmt.Sprintf("object %v (group %d): its tables are lost on node %d", key, g.id, c.e.self().Node))
+		return nil
+	}
 	if err != nil {
 		return err
 	}
