@@ -79,6 +79,7 @@ func each(t *testing.T, nodes int, run func(t *testing.T, f *fake, c *Client)) {
 			synctest.Test(t, func(t *testing.T) {
 				f := newFake(t, nodes)
 				f.vdi("alpha", 64<<20)
+				t.Cleanup(func() { time.Sleep(time.Minute) }) // what the fake does late
 				run(t, f, f.client(local))
 			})
 		})

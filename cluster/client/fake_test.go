@@ -41,6 +41,8 @@ const (
 	serve   verdict = iota
 	silent          // never answered, never done
 	late            // done and answered after a while, unless it is dropped or fenced until then
+	ghost           // refused by who passed it on, and done later all the same, unless it is dropped or fenced until then
+	tardy           // done at once, answered a second later
 	lost            // done, never answered; its connection breaks
 	busy            // refused, try again
 	behind          // refused, try again
@@ -184,6 +186,7 @@ func (f *fake) clientWith(cfg Config) *Client {
 	if err != nil {
 		f.t.Fatal(err)
 	}
+	f.t.Cleanup(c.Close)
 	return c
 }
 
@@ -261,6 +264,38 @@ func (f *fake) serve(node state.NodeID, r *wire.Request, b *wire.Batch, drop fun
 		r.Status = wire.StatusNoSpace
 	case bad:
 		r.Status, r.Message = wire.StatusFailed, "the disk is on fire"
+	case ghost:
+		later := *r
+		f.counted[&later] = node
+		delete(f.counted, r)
+		f.mu.Unlock()
+		go func() {
+			time.Sleep(3 * time.Second)
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			if _, still := f.counted[&later]; still && f.judge(node, &later) {
+				f.do(&later)
+				f.watch(node, &later, -1)
+			}
+		}()
+		r.Status = wire.StatusBehind
+		b.Complete(r)
+		return
+	case tardy:
+		if f.judge(node, r) {
+			f.do(r)
+		}
+		f.mu.Unlock()
+		go func() {
+			time.Sleep(time.Second)
+			var b wire.Batch
+			f.mu.Lock()
+			f.watch(node, r, -1)
+			f.mu.Unlock()
+			b.Complete(r)
+			b.End()
+		}()
+		return
 	case lost:
 		if f.judge(node, r) {
 			f.do(r)

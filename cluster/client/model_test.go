@@ -39,7 +39,6 @@ func runModel(t *testing.T, seed uint64) {
 		synctest.Test(t, func(t *testing.T) {
 			m := newModel(t, seed)
 			defer time.Sleep(time.Minute) // what the fake does late
-			defer m.c.Close()
 			for range 60 {
 				m.step()
 				if t.Failed() {

@@ -6,8 +6,41 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/sheepdog-go/sheepdog/cluster/state"
 	"github.com/sheepdog-go/sheepdog/cluster/wire"
 )
+
+// TestR18RelayedCopiesAreFenced: whoever passes a write on gives up, while the write still waits at the primary.
+func TestR18RelayedCopiesAreFenced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t, 3)
+		f.vdi("alpha", 64<<20)
+		c := f.program()
+		d := open(t, c, "alpha")
+		f.move(f.Map().GroupFor(f.Map().Working("alpha"), 0), 2)
+		f.mu.Lock()
+		f.cut["node2"] = true
+		f.mu.Unlock()
+		n := 0
+		f.setFault(func(_ state.NodeID, r *wire.Request) verdict {
+			if n++; r.Kind == wire.KindWrite && n%2 == 1 {
+				return ghost
+			}
+			return serve
+		})
+		for i := range 5 {
+			if err := write(d, 0, pattern(4096, byte(i))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		f.setFault(nil)
+		time.Sleep(time.Minute)
+		if !bytes.Equal(read(t, d, 0, 4096), pattern(4096, 4)) {
+			t.Fatal("a late copy landed on top")
+		}
+		closeAll(t, c, d)
+	})
+}
 
 func TestR18UnreachablePrimaryIsReachedThroughOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -1,0 +1,40 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sheepdog-go/sheepdog/cluster/state"
+)
+
+// TestR14StrangerWhileOpeningAgain: the map says that nobody had the VDI, but by the time the command is decided somebody had.
+func TestR14StrangerWhileOpeningAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t, 3)
+		f.vdi("alpha", 64<<20)
+		raced := false
+		propose := func(ctx context.Context, cmd *state.Command) (state.Result, error) {
+			if cmd.OpenSess != nil && f.Map().Working("alpha").SessGen > 0 && !raced {
+				raced = true
+				r := f.must(&state.Command{OpenSess: &state.OpenSess{Name: "alpha", Client: "stranger", Holder: state.Member{Node: state.NoNode}}})
+				f.must(&state.Command{CloseSess: &state.CloseSess{ID: r.Sess.ID}})
+			}
+			return f.Propose(ctx, cmd)
+		}
+		c := f.clientWith(Config{Maps: f, Net: f, Propose: propose})
+		d := open(t, c, "alpha")
+		f.must(&state.Command{CloseSess: &state.CloseSess{ID: f.Map().Sessions[0].ID}})
+		time.Sleep(time.Second)
+		if err := write(d, 0, pattern(4096, 3)); !errors.Is(err, syscall.EIO) || !raced {
+			t.Fatalf("written after a stranger: %v", err)
+		}
+		if n := len(f.Map().Sessions); n != 0 {
+			t.Errorf("%d sessions are left", n)
+		}
+		closeAll(t, c, d)
+	})
+}
