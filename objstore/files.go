@@ -33,7 +33,9 @@ func (o *object) hold() *objFile {
 	f := o.file
 	if f != nil {
 		f.refs.Add(1)
-		f.used.Store(true)
+		if !f.used.Load() {
+			f.used.Store(true)
+		}
 	}
 	return f
 }

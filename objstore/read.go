@@ -18,6 +18,9 @@ func (g *Group) Read(key Key, chain []VidGen, first, count int, dst []byte, crcs
 	if first < 0 || count < 0 || first+count > BlocksPerObject || len(dst) < count*BlockSize || crcs != nil && len(crcs) < count {
 		return fmt.Errorf("read object %v blocks %d+%d: %w", key, first, count, ErrFormat)
 	}
+	if count == 1 && g.readOne(key, chain, first, dst[:BlockSize], crcs, nowait) {
+		return nil
+	}
 	for count > 0 {
 		n := min(count, pieceBlocks)
 		p := piece{g: g, key: key, chain: chain, first: first, count: n, nowait: nowait}
@@ -32,8 +35,66 @@ func (g *Group) Read(key Key, chain []VidGen, first, count int, dst []byte, crcs
 	return nil
 }
 
+// readOne reads one block whose table is in memory and whose file is open. It
+// is the common case, without what the others need; false sends the caller
+// their way, for errors as well.
+func (g *Group) readOne(key Key, chain []VidGen, block int, dst []byte, crcs []uint32, nowait bool) bool {
+	if g.s.failure.Load() != nil {
+		return false
+	}
+	g.mu.Lock()
+	o := g.objects[key]
+	if o == nil || o.t == nil || o.damaged {
+		g.mu.Unlock()
+		return false
+	}
+	o.t.recent = true
+	var c cell
+	for _, vg := range chain {
+		if v := o.t.find(vg.Vid); v != nil {
+			if v.gen != vg.Gen {
+				g.mu.Unlock()
+				return false
+			}
+			if c = v.cells[block]; c.at != cellAbsent {
+				break
+			}
+		}
+	}
+	var f *objFile
+	kind := c.kind()
+	if kind == cellSlot {
+		f = o.hold()
+	}
+	g.mu.Unlock()
+	var err error
+	switch {
+	case kind == cellAbsent || kind == cellZero:
+		clear(dst)
+		c.sum = zeroSum
+	case kind == cellJournal:
+		err = g.s.j.read(c.value(), dst, nowait)
+	case f == nil:
+		return false
+	case nowait:
+		_, err = f.f.ReadNowait(dst, int64(c.value())*BlockSize)
+	default:
+		_, err = f.f.ReadAt(dst, int64(c.value())*BlockSize)
+	}
+	if f != nil {
+		f.release()
+	}
+	if err != nil || kind != cellAbsent && kind != cellZero && Checksum(dst) != c.sum {
+		return false
+	}
+	if crcs != nil {
+		crcs[0] = c.sum
+	}
+	return true
+}
+
 // pieceBlocks is how many blocks are looked up at once, on the stack.
-const pieceBlocks = 64
+const pieceBlocks = 32
 
 // piece is a part of a read: what was looked up under the mutex and is then
 // read without it.
