@@ -56,7 +56,9 @@ type Engine struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
-	groups sync.Map // state.GroupID → *group
+	groups sync.Map                 // state.GroupID → *group
+	known  atomic.Int64             // how many
+	list   atomic.Pointer[[]*group] // the same as a list, or fewer
 	cur    atomic.Pointer[view]
 
 	mu      sync.Mutex // guards what follows
@@ -144,8 +146,22 @@ func (e *Engine) group(id state.GroupID) *group {
 	if g, ok := e.groups.Load(id); ok {
 		return g.(*group)
 	}
-	g, _ := e.groups.LoadOrStore(id, newGroup(e, id))
+	g, was := e.groups.LoadOrStore(id, newGroup(e, id))
+	if !was {
+		e.known.Add(1)
+	}
 	return g.(*group)
+}
+
+// groupList is all groups, for who looks at them often.
+func (e *Engine) groupList() []*group {
+	if l := e.list.Load(); l != nil && int64(len(*l)) == e.known.Load() {
+		return *l
+	}
+	var list []*group
+	e.eachGroup(func(g *group) { list = append(list, g) })
+	e.list.Store(&list)
+	return list
 }
 
 func (e *Engine) eachGroup(f func(*group)) {
@@ -315,7 +331,9 @@ func (e *Engine) tick() {
 			p.check(now)
 		}
 		seldom := n%seldomTicks == 0
-		e.eachGroup(func(g *group) { g.tick(now, seldom, &b) })
+		for _, g := range e.groupList() {
+			g.tick(now, seldom, &b)
+		}
 		b.End()
 	}
 }

@@ -2,6 +2,7 @@ package replica
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sheepdog-go/sheepdog/cluster/state"
@@ -29,6 +30,8 @@ type group struct {
 	id    state.GroupID
 	store *objstore.Store
 	st    *objstore.Group
+
+	busy atomic.Bool // something may wait: tick looks at it
 
 	mu    sync.Mutex // guards what follows
 	agree *state.Group
@@ -141,6 +144,7 @@ func (g *group) open() bool {
 // update takes a newer agreed state of the group and is the one place where the role follows from it.
 func (g *group) update(sg *state.Group, b *wire.Batch) {
 	self := g.e.self()
+	g.busy.Store(true)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.agree = sg
@@ -399,10 +403,16 @@ func (g *group) atRest() bool {
 
 // tick looks after what waits. A group at rest is looked at now and then.
 func (g *group) tick(now time.Time, seldom bool, b *wire.Batch) {
+	if !seldom && !g.busy.Load() {
+		return
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.role == idle || g.role == secondary || g.role == serving && !seldom && g.atRest() && !g.stalled() {
-		return
+	if g.role == idle || g.role == secondary || g.role == serving && g.atRest() && !g.stalled() {
+		g.busy.Store(false)
+		if g.role != serving || !seldom {
+			return
+		}
 	}
 	switch g.role {
 	case serving:

@@ -152,6 +152,7 @@ func (g *group) suspect(m *member) {
 	}
 	if m.inSync && !m.removed {
 		m.removed = true
+		g.busy.Store(true)
 		g.wantSet()
 	}
 }

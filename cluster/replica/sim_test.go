@@ -174,7 +174,7 @@ func (s *sim) fault() {
 			s.net.Cut(x.host, n.host)
 		}
 		n.cut.Store(true)
-		pause(time.Second)
+		pause(4 * time.Second) // clients still reach it, as long as its lease runs
 		n.lease.Store(false)
 		n.exited()
 		pause(2 * time.Second)

@@ -188,6 +188,7 @@ func (g *group) number(en *entry, r *wire.Request, b *wire.Batch) bool {
 		return false
 	}
 	en.req = r
+	g.busy.Store(true)
 	g.last++
 	g.tail = append(g.tail, en)
 	for _, m := range g.members {
