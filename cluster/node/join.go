@@ -124,7 +124,7 @@ func (n *Node) Format(ctx context.Context, copies, minCopies, pgs int, force boo
 		}
 		return &state.Error{Code: state.Formatted, Text: "the cluster is formatted already"}
 	}
-	if n.clusterID() == "" {
+	if n.clusterID() == "" || n.cons.Blank() && len(n.sameCluster()) == 0 { // the latter: it was interrupted in between
 		if err := n.found(); err != nil {
 			return err
 		}
@@ -144,8 +144,10 @@ func (n *Node) Format(ctx context.Context, copies, minCopies, pgs int, force boo
 
 // found begins a new cluster with this node alone.
 func (n *Node) found() error {
-	if err := n.adopt(newUUID()); err != nil {
-		return err
+	if n.clusterID() == "" {
+		if err := n.adopt(newUUID()); err != nil {
+			return err
+		}
 	}
 	return n.cons.Bootstrap()
 }
