@@ -111,16 +111,17 @@ func listDevices(out io.Writer) error {
 	fmt.Fprintln(table, "Device\tSize\tMode\tConnections\tState\tBackend")
 	for _, d := range attach.List() {
 		mode, how := "rw", "served"
+		served, connections := attach.Served(d.Index)
 		if d.ReadOnly {
 			mode = "ro"
 		}
 		switch {
 		case !strings.HasPrefix(d.Backend, backendPrefix):
 			how = "not ours"
-		case !attach.Served(d.Index):
+		case !served:
 			how = "waits for sheep-nbd"
 		}
-		fmt.Fprintf(table, "%s\t%s\t%s\t%d\t%s\t%s\n", attach.DeviceName(d.Index), units.Human(d.Size), mode, d.Queues, how, cmp.Or(d.Backend, "-"))
+		fmt.Fprintf(table, "%s\t%s\t%s\t%d\t%s\t%s\n", attach.DeviceName(d.Index), units.Human(d.Size), mode, connections, how, cmp.Or(d.Backend, "-"))
 	}
 	return table.Flush()
 }

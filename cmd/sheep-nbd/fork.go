@@ -57,8 +57,9 @@ func forkAndWait(ctx context.Context) error {
 	return errors.New("the background process ended before clients could connect")
 }
 
-// ready tells the parent that clients can connect, and lets go of its terminal.
+// ready tells the service manager and the parent that clients can connect, and lets go of the parent's terminal.
 func ready() error {
+	notifySystemd("READY=1")
 	if !forked() {
 		return nil
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -28,7 +29,9 @@ type Config struct {
 	Logger      *slog.Logger  // default: silent
 
 	HoldDir string // default /run/sheep-nbd
-	sys     sysfs  // tests
+
+	sys   sysfs // these two for tests
+	inUse func(index int) (by string, used bool)
 }
 
 const (
@@ -67,6 +70,9 @@ func (c *Config) complete() error {
 	}
 	if c.sys.root == "" {
 		c.sys = system
+	}
+	if c.inUse == nil {
+		c.inUse = InUse
 	}
 	switch {
 	case c.Connections < 1 || c.Connections > connectionsMax:
@@ -182,14 +188,14 @@ func (a *Attachment) Release() {
 }
 
 func (a *Attachment) take() (err error) {
-	a.lock, err = hold(a.cfg.HoldDir, a.index, a.cfg.Backend)
+	a.lock, err = hold(a.cfg.HoldDir, a.index)
 	return err
 }
 
 // orphan is a device that waits for us, if there is one.
 func (a *Attachment) orphan() int {
 	for _, d := range a.cfg.sys.list() {
-		if d.Backend == a.cfg.Backend && !served(a.cfg.HoldDir, d.Index) {
+		if busy, _ := served(a.cfg.HoldDir, d.Index); !busy && d.Backend == a.cfg.Backend {
 			return d.Index
 		}
 	}
@@ -212,14 +218,15 @@ func (a *Attachment) begin(ctx context.Context) error {
 		}
 		return fmt.Errorf("%s is attached to %s already; sheep-nbd -d %[1]s detaches it", DeviceName(a.index), what)
 	}
-	if d.Queues > 0 {
-		a.cfg.Connections = d.Queues // the device keeps what it was made with
+	if n := a.lock.connections; n > 0 {
+		a.cfg.Connections = n // the device keeps what it was made with
 	}
 	// The process before us may have been killed: its session has to run out first.
 	ctx, cancel := context.WithTimeout(ctx, a.cfg.OpenTimeout)
 	defer cancel()
 	err := a.join(ctx)
 	if err == nil {
+		err = a.lock.write(a.cfg.Backend, a.cfg.Connections)
 		a.cfg.Logger.Info("joined a device that was attached already", "device", DeviceName(a.index), "backend", d.Backend)
 	}
 	return err
@@ -241,9 +248,11 @@ func (a *Attachment) connect() error {
 	}
 	if a.index == AnyDevice {
 		a.index = index
-		return a.take()
+		if err := a.take(); err != nil {
+			return err
+		}
 	}
-	return nil
+	return a.lock.write(a.cfg.Backend, a.cfg.Connections)
 }
 
 func (a *Attachment) name() string {
@@ -423,7 +432,7 @@ func (a *Attachment) quiet() error {
 
 // leave ends the service: a device that nobody uses is detached, one that is in use stays for the next process.
 func (a *Attachment) leave() error {
-	by, used := InUse(a.index)
+	by, used := a.cfg.inUse(a.index)
 	if !used {
 		if err := a.kernel.Disconnect(a.index); err != nil {
 			return fmt.Errorf("detach %s: %w", DeviceName(a.index), err)
@@ -435,10 +444,18 @@ func (a *Attachment) leave() error {
 	return a.quiet()
 }
 
+// notAttached is an fs.ErrNotExist in words of its own.
+type notAttached struct{ index int }
+
+func (e notAttached) Error() string {
+	return fmt.Sprintf("detach %s: it is not attached", DeviceName(e.index))
+}
+func (e notAttached) Is(target error) bool { return target == fs.ErrNotExist }
+
 // Detach takes a device away from the kernel. One that is in use is only detached by force: what its users still had to write is lost to them.
 func Detach(k Kernel, index int, force bool) error {
 	if _, attached := Look(index); !attached {
-		return fmt.Errorf("detach %s: it is not attached: %w", DeviceName(index), os.ErrNotExist)
+		return notAttached{index}
 	}
 	if by, used := InUse(index); used && !force {
 		return fmt.Errorf("detach %s: it is in use by %s; unmount or close it first (-f detaches it all the same)", DeviceName(index), by)

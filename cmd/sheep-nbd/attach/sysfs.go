@@ -38,7 +38,6 @@ type Device struct {
 	PID      int    // who attached it; gone, if that one was killed
 	Size     uint64 // bytes
 	ReadOnly bool
-	Queues   int    // connections that it was made for
 	Backend  string // who may bring new sockets; "": the kernel does not know such a thing
 }
 
@@ -71,8 +70,6 @@ func (s sysfs) look(index int) (Device, bool) {
 	d.Size = sectors * 512 // whatever the device's own block size
 	ro, _ := s.read(index, "ro")
 	d.ReadOnly = ro == "1"
-	queues, _ := os.ReadDir(filepath.Join(s.root, "sys/block", fmt.Sprintf("nbd%d", index), "mq"))
-	d.Queues = len(queues) // one hardware queue for each
 	return d, true
 }
 

@@ -1,0 +1,414 @@
+package attach
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sheepdog-go/sheepdog/nbd"
+)
+
+// fakeKernel is a kernel with devices, as far as an attachment sees it: slots for sockets that go dead, requests by simple replies, sysfs.
+type fakeKernel struct {
+	t    *testing.T
+	root string
+
+	mu      sync.Mutex
+	devices map[int]*fakeDevice
+}
+
+type fakeDevice struct {
+	last  Request
+	slots []*fakeSlot
+}
+
+type fakeSlot struct {
+	c    net.Conn
+	dead bool
+}
+
+func newFakeKernel(t *testing.T) *fakeKernel {
+	return &fakeKernel{t: t, root: t.TempDir(), devices: map[int]*fakeDevice{}}
+}
+
+func (k *fakeKernel) slot(fd int) *fakeSlot {
+	own, err := unix.Dup(fd) // the kernel takes a reference of its own
+	if err != nil {
+		k.t.Error(err)
+	}
+	if err := unix.SetNonblock(own, true); err != nil {
+		k.t.Error(err)
+	}
+	f := os.NewFile(uintptr(own), "kernel's socket")
+	defer f.Close()
+	c, err := net.FileConn(f)
+	if err != nil {
+		k.t.Error(err)
+	}
+	return &fakeSlot{c: c}
+}
+
+func (k *fakeKernel) show(index int, r *Request) {
+	dir := filepath.Join(k.root, "sys/block", fmt.Sprintf("nbd%d", index))
+	os.MkdirAll(dir, 0o755)
+	for name, text := range map[string]string{"pid": "1", "backend": r.Backend, "size": fmt.Sprint(r.Size / 512), "ro": "0"} {
+		os.WriteFile(filepath.Join(dir, name), []byte(text+"\n"), 0o644)
+	}
+}
+
+func (k *fakeKernel) Connect(index int, r *Request) (int, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if index < 0 {
+		for index = 0; k.devices[index] != nil; index++ {
+		}
+	}
+	if k.devices[index] != nil {
+		return 0, syscall.EBUSY
+	}
+	d := &fakeDevice{last: *r}
+	for _, fd := range r.Sockets {
+		d.slots = append(d.slots, k.slot(fd))
+	}
+	k.devices[index] = d
+	k.show(index, r)
+	return index, nil
+}
+
+func (k *fakeKernel) Reconfigure(index int, r *Request) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	d := k.devices[index]
+	if d == nil || d.last.Backend != r.Backend {
+		return syscall.EINVAL
+	}
+	for _, fd := range r.Sockets {
+		fresh := k.slot(fd)
+		taken := false
+		for i, s := range d.slots {
+			if s.dead && !taken {
+				d.slots[i], taken = fresh, true
+			}
+		}
+		if !taken {
+			fresh.c.Close()
+		}
+	}
+	d.last = *r
+	k.show(index, r)
+	return nil
+}
+
+func (k *fakeKernel) Disconnect(index int) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	d := k.devices[index]
+	if d == nil {
+		return syscall.EINVAL
+	}
+	for _, s := range d.slots {
+		s.c.Write(command(2, 0, nil))
+		s.c.Close()
+	}
+	delete(k.devices, index)
+	return os.Remove(filepath.Join(k.root, "sys/block", fmt.Sprintf("nbd%d", index), "pid"))
+}
+
+func (k *fakeKernel) Status(int) ([]Status, error) { return nil, nil }
+
+// command is a request of the transmission phase.
+//
+//	| magic 4 | flags 2 | type 2 | cookie 8 | offset 8 | length 4 | data |
+func command(kind uint16, offset uint64, data []byte) []byte {
+	b := binary.BigEndian.AppendUint32(nil, 0x25609513)
+	b = binary.BigEndian.AppendUint32(b, uint32(kind))
+	b = binary.BigEndian.AppendUint64(b, 77)
+	b = binary.BigEndian.AppendUint64(b, offset)
+	b = binary.BigEndian.AppendUint32(b, uint32(len(data)))
+	return append(b, data...)
+}
+
+// write sends a write by any slot that lives, as the kernel would, and marks those that don't.
+func (k *fakeKernel) write(index int, offset uint64, data []byte) error {
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		k.mu.Lock()
+		var live *fakeSlot
+		for _, s := range k.devices[index].slots {
+			if !s.dead {
+				live = s
+			}
+		}
+		k.mu.Unlock()
+		if live == nil {
+			continue // wait_for_reconnect
+		}
+		live.c.SetDeadline(time.Now().Add(5 * time.Second))
+		_, err := live.c.Write(command(1, offset, data))
+		var reply [16]byte
+		if err == nil {
+			_, err = io.ReadFull(live.c, reply[:])
+		}
+		if err != nil {
+			k.kill(live)
+			continue
+		}
+		if code := binary.BigEndian.Uint32(reply[4:]); code != 0 {
+			return fmt.Errorf("NBD error %d", code)
+		}
+		return nil
+	}
+	return errors.New("no connection in time")
+}
+
+// kill is what a timeout does, or an error: the slot's socket is shut down.
+func (k *fakeKernel) kill(s *fakeSlot) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	s.dead = true
+	s.c.Close()
+}
+
+func (k *fakeKernel) live(index int) (n int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if d := k.devices[index]; d != nil {
+		for _, s := range d.slots {
+			if !s.dead {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// served is a process's part: a server and its attachment.
+type servedDevice struct {
+	a      *Attachment
+	server *nbd.Server
+	stop   context.CancelFunc
+	ended  chan error
+}
+
+func (k *fakeKernel) config(device int) Config {
+	return Config{Device: device, Backend: "sheepdog:test/disk", Connections: 3, HoldDir: filepath.Join(k.root, "run"), sys: sysfs{k.root},
+		inUse: func(int) (string, bool) { return "a test", true }}
+}
+
+func serve(t *testing.T, k *fakeKernel, b nbd.Backend, cfg Config, resized <-chan struct{}) *servedDevice {
+	t.Helper()
+	w := Watch(b)
+	server, err := nbd.NewServer(nbd.Config{}, w)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	a, err := Attach(ctx, k, server, w, cfg)
+	if err != nil {
+		stop()
+		server.Close()
+		t.Fatal(err)
+	}
+	s := &servedDevice{a, server, stop, make(chan error, 1)}
+	go func() { s.ended <- a.Run(ctx, resized) }()
+	t.Cleanup(func() { stop(); server.Close() })
+	return s
+}
+
+func (s *servedDevice) end(t *testing.T) {
+	t.Helper()
+	s.stop()
+	s.wait(t)
+}
+
+func (s *servedDevice) wait(t *testing.T) {
+	t.Helper()
+	select {
+	case err := <-s.ended:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("it does not end")
+	}
+	s.a.Release()
+	s.server.Close()
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("not so in time: " + what)
+		}
+	}
+}
+
+// TestRestart: the device lives through sockets that die, through a process that stops well, and through one that is killed.
+func TestRestart(t *testing.T) {
+	k := newFakeKernel(t)
+	mem := nbd.NewMemBackend()
+	mem.Add(nbd.ExportInfo{Name: "", Size: 1 << 20, MultiConn: true})
+	block := bytes.Repeat([]byte("x"), 4096)
+	writes := func() {
+		t.Helper()
+		for i := range 8 {
+			if err := k.write(0, uint64(i)*4096, block); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+
+	first := serve(t, k, mem, k.config(AnyDevice), nil)
+	if first.a.Index() != 0 || k.live(0) != 3 {
+		t.Fatalf("device %d with %d connections", first.a.Index(), k.live(0))
+	}
+	writes()
+	k.mu.Lock()
+	slots := append([]*fakeSlot(nil), k.devices[0].slots...)
+	k.mu.Unlock()
+	k.kill(slots[1])
+	eventually(t, "a dead connection is replaced", func() bool { return k.live(0) == 3 })
+	k.kill(slots[0])
+	k.kill(slots[2])
+	writes()
+	eventually(t, "all connections are back", func() bool { return k.live(0) == 3 })
+
+	first.end(t) // in use: it stays
+	if _, attached := k.config(0).sys.look(0); !attached {
+		t.Fatal("a device in use was detached")
+	}
+	second := make(chan *servedDevice, 1)
+	cfg := k.config(AnyDevice)
+	cfg.Connections = 1 // the device has three places, whatever the successor was told
+	go func() { second <- serve(t, k, mem, cfg, nil) }()
+	writes() // they find the old sockets dead and wait for the new ones
+	s := <-second
+	if s.a.Index() != 0 {
+		t.Fatalf("the device that waited was not found: %d", s.a.Index())
+	}
+	eventually(t, "all places are filled", func() bool { writes(); return k.live(0) == 3 })
+
+	s.server.Close() // killed: the sockets break
+	s.stop()
+	s.wait(t)
+	third := make(chan *servedDevice, 1)
+	go func() { third <- serve(t, k, mem, k.config(0), nil) }()
+	writes()
+	s = <-third
+	if err := k.Disconnect(0); err != nil {
+		t.Fatal(err)
+	}
+	s.wait(t) // and notices by itself
+}
+
+// TestUnused: a device that nobody uses goes with its process.
+func TestUnused(t *testing.T) {
+	k := newFakeKernel(t)
+	mem := nbd.NewMemBackend()
+	mem.Add(nbd.ExportInfo{Size: 1 << 20, MultiConn: true})
+	cfg := k.config(5)
+	cfg.inUse = func(int) (string, bool) { return "", false }
+	serve(t, k, mem, cfg, nil).end(t)
+	if _, attached := cfg.sys.look(5); attached {
+		t.Error("it is still attached")
+	}
+}
+
+// growing is a backend whose disk gets another size.
+type growing struct {
+	*nbd.MemBackend
+	mu   sync.Mutex
+	size uint64
+}
+
+func (g *growing) set(size uint64) { g.mu.Lock(); g.size = size; g.mu.Unlock() }
+
+func (g *growing) Open(ctx context.Context, name string) (nbd.Device, nbd.ExportInfo, error) {
+	d, info, err := g.MemBackend.Open(ctx, name)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	info.Size = g.size
+	return d, info, err
+}
+
+func TestResize(t *testing.T) {
+	k := newFakeKernel(t)
+	mem := nbd.NewMemBackend()
+	mem.Add(nbd.ExportInfo{Size: 1 << 20, MultiConn: true})
+	g := &growing{MemBackend: mem, size: 1 << 19}
+	resized := make(chan struct{}, 1)
+	s := serve(t, k, g, k.config(0), resized)
+	for _, size := range []uint64{1 << 20, 1 << 18} {
+		g.set(size)
+		resized <- struct{}{}
+		eventually(t, "the kernel knows the new size", func() bool { d, _ := s.a.cfg.sys.look(0); return d.Size == size })
+		if err := k.write(0, size-4096, make([]byte, 4096)); err != nil {
+			t.Error(err)
+		}
+	}
+	s.end(t)
+}
+
+func TestRefusals(t *testing.T) {
+	k := newFakeKernel(t)
+	mem := nbd.NewMemBackend()
+	mem.Add(nbd.ExportInfo{Size: 1 << 20, MultiConn: true})
+	s := serve(t, k, mem, k.config(0), nil)
+	try := func(change func(*Config), want string) {
+		t.Helper()
+		cfg := k.config(1)
+		change(&cfg)
+		w := Watch(mem)
+		server, err := nbd.NewServer(nbd.Config{}, w)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer server.Close()
+		if _, err = Attach(context.Background(), k, server, w, cfg); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
+	try(func(c *Config) { c.Device = 0 }, "served already, by process")
+	try(func(c *Config) { c.Device, c.HoldDir, c.Backend = 0, t.TempDir(), "other" }, "attached to sheepdog:test/disk already")
+	try(func(c *Config) { c.Connections = 65 }, "1 to 64")
+	try(func(c *Config) { c.BlockSize = 8192 }, "block size")
+	try(func(c *Config) { c.Export = "nonesuch" }, "nonesuch")
+	s.end(t)
+}
+
+// TestHostileServer: whatever a server says, the handshake ends, with an error or an export.
+func TestHostileServer(t *testing.T) {
+	hello := append([]byte("NBDMAGICIHAVEOPT"), 0, 3)
+	for _, say := range [][]byte{nil, []byte("HTTP/1.1 400 Bad Request"), hello, append(hello, bytes.Repeat([]byte{0xff}, 64)...),
+		append(bytes.Clone(hello), 0, 3, 0xe8, 0x89, 4, 0x55, 0x65, 0xa9, 0, 0, 0, 7, 0, 0, 0, 1, 0, 0, 0, 0)} {
+		ours, theirs := net.Pipe()
+		go func() {
+			theirs.Write(say)
+			theirs.Close()
+		}()
+		go io.Copy(io.Discard, theirs)
+		if _, err := shakeHands(ours, "x", time.Second); err == nil {
+			t.Errorf("%q was accepted", say)
+		}
+		ours.Close()
+	}
+}
+
+func FuzzReadGo(f *testing.F) {
+	info := []byte{0, 3, 0xe8, 0x89, 4, 0x55, 0x65, 0xa9, 0, 0, 0, 7, 0, 0, 0, 3, 0, 0, 0, 12, 0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 1, 0x0d}
+	f.Add(append(info, 0, 3, 0xe8, 0x89, 4, 0x55, 0x65, 0xa9, 0, 0, 0, 7, 0, 0, 0, 1, 0, 0, 0, 0))
+	f.Fuzz(func(_ *testing.T, data []byte) { readGo(bytes.NewReader(data), "x") })
+}

@@ -1,0 +1,62 @@
+# sheep-nbd -c in a guest: $NODES (nodes of the host's cluster), $NAME (VDI), $CONNS. Prints MARK lines, at which the host does its part.
+# Shown: no I/O error while a node is killed, while sheep-nbd is restarted, and while it is killed and started again.
+ip link set lo up; ip link set eth0 up; ip addr add 10.0.2.15/24 dev eth0; ip route add default via 10.0.2.2
+fail() { echo "JOB-FAILED: $*"; tail -20 /tmp/nbd.log; dmesg | tail -20; exit 1; }
+until_true() { n=$1; shift; while ! "$@" >/dev/null 2>&1; do n=$((n-1)); [ $n -gt 0 ] || return 1; usleep 100000; done; }
+
+/sheep-nbd -l >/tmp/out 2>&1 && fail "no module, yet -l succeeds"
+grep -q 'modprobe nbd' /tmp/out || fail "no clear words without the module"
+modprobe nbd nbds_max=4
+
+serve() { /sheep-nbd -a $NODES -c ${1:-/dev/nbd0} -C $CONNS --io-timeout 4s --log-level info $NAME >>/tmp/nbd.log 2>&1 & pid=$!; }
+listed() { /sheep-nbd -l | grep "^/dev/nbd$1 .* $2 *sheepdog:.*/$NAME\$"; }
+served() { listed 0 served; }
+serve; until_true 300 served || fail "not attached"
+/sheep-nbd -l
+echo "wc=$(cat /sys/block/nbd0/queue/write_cache) fua=$(cat /sys/block/nbd0/queue/fua) discard=$(cat /sys/block/nbd0/queue/discard_max_bytes) ro=$(cat /sys/block/nbd0/ro)"
+[ "$(cat /sys/block/nbd0/queue/write_cache)" = "write back" ] || fail "no write cache: flushes would not be sent"
+[ "$(/sheep-nbd -l | awk "NR==2{print \$5}")" = $CONNS ] || fail "not $CONNS connections"
+/sheep-nbd -a $NODES -c /dev/nbd0 $NAME && fail "two serve one device"
+
+mkfs.ext4 -q -F /dev/nbd0 || fail mkfs
+mount -o discard /dev/nbd0 /mnt || fail mount
+/sheep-nbd -d /dev/nbd0 && fail "detached although mounted"
+passes() { cat /tmp/passes 2>/dev/null || echo 0; }
+(n=0; while [ ! -e /tmp/stop ]; do
+  fio --name=v --directory=/mnt --rw=randwrite --bs=4k-64k --size=24M --direct=1 --ioengine=io_uring --iodepth=8 --fsync=32 --verify=crc32c --verify_fatal=1 \
+    --randseed=$n --minimal >/tmp/fio.out 2>&1 || { echo "fio pass $n"; cat /tmp/fio.out; echo failed >/tmp/passes; exit 1; }
+  n=$((n+1)); echo $n >/tmp/passes
+done) & fio=$!
+more() { [ "$(passes)" = failed ] && return 0; [ "$(passes)" -ge $((base+$1)) ]; }
+go_on() { base=$(passes); until_true ${2:-900} more $1; [ "$(passes)" = failed ] && fail "fio met an error: $3"; more $1 || fail "no progress: $3"; echo "passes $(passes) uptime $(cut -d' ' -f1 /proc/uptime): $3"; }
+go_on 1 900 "at rest"
+echo "MARK kill-node"
+go_on 2 900 "a node was killed"
+
+for round in 1 2; do
+  kill -TERM $pid; wait $pid || fail "sheep-nbd did not stop well"
+  listed 0 "waits for sheep-nbd" || fail "not waiting"
+  serve; until_true 300 served || fail "not served again"
+  go_on 1 900 "sheep-nbd was restarted ($round)"
+done
+kill -9 $pid; wait $pid; usleep 500000
+serve /dev/nbd; until_true 600 served || fail "not served again"
+go_on 2 900 "sheep-nbd was killed"
+echo "MARK resize"
+bigger() { [ "$(cat /sys/block/nbd0/size)" = 1048576 ]; }
+until_true 300 bigger || fail "the new size is not seen"
+go_on 1 900 "the disk has grown"
+
+touch /tmp/stop; wait $fio || fail fio
+umount /mnt || fail umount
+e2fsck -fn /dev/nbd0 || fail e2fsck
+dmesg | grep -iE 'I/O error|EXT4-fs error|Other side returned error' && fail "the kernel saw errors"
+kill -TERM $pid; wait $pid || fail "sheep-nbd did not end well"
+until_true 50 [ ! -e /sys/block/nbd0/pid ] || fail "an unused device stayed attached"
+serve; until_true 300 served || fail "not attached a second time"
+/sheep-nbd -d /dev/nbd0 || fail detach
+wait $pid || fail "sheep-nbd did not end well after -d"
+[ "$(/sheep-nbd -l | wc -l)" = 1 ] || fail "-l lists something"
+/sheep-nbd -d /dev/nbd0 && fail "detached twice"
+cat /tmp/nbd.log; dmesg | grep -i nbd | tail -20
+echo ATTACH-OK
