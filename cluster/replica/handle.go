@@ -3,6 +3,8 @@ package replica
 import (
 	"encoding/binary"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/sheepdog-go/sheepdog/cluster/state"
 	"github.com/sheepdog-go/sheepdog/cluster/wire"
@@ -170,9 +172,14 @@ func (g *group) again(r *wire.Request, b *wire.Batch) {
 
 // clientState is a client of other processes: its newest connection is the only one served.
 type clientState struct {
+	seen  atomic.Int64 // when it last sent something, as time since start
 	mu    sync.RWMutex // read-held while a request of it is numbered
 	epoch uint64
 }
+
+// clientIdleMax is how long a client may be silent before it is forgotten. A late frame of one that was is let in by a hello only, and the session's
+// generation and the group's term still stand before it.
+const clientIdleMax = time.Hour
 
 func (e *Engine) client(name string) *clientState {
 	e.mu.Lock()
@@ -181,7 +188,15 @@ func (e *Engine) client(name string) *clientState {
 	if c == nil {
 		c = &clientState{}
 		e.clients[name] = c
+		if len(e.clients)%256 == 0 {
+			for n, x := range e.clients {
+				if x != c && time.Since(start)-time.Duration(x.seen.Load()) > clientIdleMax {
+					delete(e.clients, n)
+				}
+			}
+		}
 	}
+	c.seen.Store(int64(time.Since(start)))
 	return c
 }
 
@@ -251,8 +266,12 @@ func (e *Engine) relay(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 		return
 	}
 	sg := e.agreed().Group(state.GroupID(f.Group))
-	if sg == nil || sg.Primary != e.self() {
+	switch {
+	case sg == nil || sg.Primary != e.self():
 		e.forward(c, f, sg, b)
+		return
+	case f.Flags&relayedOnce == 0: // the client reaches us: it means another node. Serving it here would supersede its own connection to us
+		e.answer(c, f, wire.StatusNotPrimary, (&wire.Moved{Index: e.agreed().Index}).Append(nil), b)
 		return
 	}
 	cs := e.client(m.Client)
@@ -316,6 +335,7 @@ func (e *Engine) serve(c *wire.Conn, f *wire.Frame, kind wire.Kind, meta []byte,
 		r.buf = wire.GetBuf(int(r.IO.Len))
 		r.Dst = r.buf.B
 	}
+	cs.seen.Store(int64(time.Since(start)))
 	cs.mu.RLock()
 	if cs.epoch != epoch && !broken("R15") {
 		r.Status = wire.StatusOldConn
