@@ -4,7 +4,6 @@
 //	main.go   flags and exit codes
 //	serve.go  the cluster, the server and its listener; when it ends
 //	leave.go  counting clients: it ends with the last one, unless -t
-//	attach.go netlink.go handshake.go   -c and -d: a kernel block device of it
 //	fork.go   --fork: the parent returns once clients can connect
 //	device.go -c, -d, -l: devices of the kernel (package attach)
 package main

@@ -48,12 +48,7 @@ type options struct {
 	target   string // NAME[:SNAP]
 	connect  time.Duration
 	level    string
-
-	attach      string // kernel device
-	detach      string
-	connections int // that the kernel device uses
-	deadTimeout time.Duration
-	device      deviceOptions
+	device   deviceOptions
 }
 
 func main() {
@@ -115,11 +110,6 @@ func newApp(out, errs io.Writer) *cli.App {
 			&cli.IntFlag{Name: "shared", Aliases: []string{"e"}, Usage: "serve at most `NUM` connections at a time (default: any number)"},
 			&cli.BoolFlag{Name: "fork", Usage: "return once clients can connect, and go on in the background"},
 			&cli.StringFlag{Name: "pid-file", Usage: "write the process id to `FILE`"},
-			&cli.StringFlag{Name: "connect", Aliases: []string{"c"}, Usage: "make the kernel's block device `DEV` (/dev/nbdN) of it"},
-			&cli.StringFlag{Name: "disconnect", Aliases: []string{"d"}, Usage: "detach the kernel's block device `DEV`"},
-			&cli.IntFlag{Name: "connections", Aliases: []string{"C"}, Value: 4, Usage: "with -c: the device uses `N` connections"},
-			&cli.DurationFlag{Name: "dead-timeout", Value: 2 * time.Minute,
-				Usage: "with -c: how long requests wait in the kernel for another sheep-nbd, if this one dies"},
 			&cli.DurationFlag{Name: "connect-timeout", Value: 30 * time.Second, Usage: "how long to look for the cluster at the start"},
 			&cli.StringFlag{Name: "log-level", Value: "warn", Usage: "debug, info, warn or error"},
 		}, deviceFlags()...),
@@ -130,9 +120,6 @@ func newApp(out, errs io.Writer) *cli.App {
 			o, err := parse(c)
 			if err != nil {
 				return err
-			}
-			if o.detach != "" {
-				return detachDevice(o.detach)
 			}
 			if o.fork && !forked() {
 				return forkAndWait(c.Context)
@@ -145,15 +132,8 @@ func newApp(out, errs io.Writer) *cli.App {
 // parse checks the flags.
 func parse(c *cli.Context) (*options, error) {
 	o := &options{socket: c.String("socket"), stay: c.Bool("persistent"), readOnly: c.Bool("read-only"), export: c.String("export-name"),
-		clients: c.Int("shared"), fork: c.Bool("fork"), pidFile: c.String("pid-file"), connect: c.Duration("connect-timeout"), level: c.String("log-level"),
-		attach: c.String("connect"), detach: c.String("disconnect"), connections: c.Int("connections"), deadTimeout: c.Duration("dead-timeout")}
+		clients: c.Int("shared"), fork: c.Bool("fork"), pidFile: c.String("pid-file"), connect: c.Duration("connect-timeout"), level: c.String("log-level")}
 	usage := func(format string, v ...any) (*options, error) { return nil, usageError{fmt.Errorf(format, v...)} }
-	if o.detach != "" {
-		if c.NArg() != 0 || o.attach != "" {
-			return usage("-d DEV stands alone")
-		}
-		return o, nil
-	}
 	if c.NArg() != 1 {
 		return usage("say which VDI to serve: sheep-nbd [flags] NAME[:SNAP]; see sheep-nbd --help")
 	}
@@ -176,12 +156,6 @@ func parse(c *cli.Context) (*options, error) {
 		return usage("use either -k PATH or -b HOST -p PORT")
 	case c.IsSet("socket") && o.socket == "":
 		return usage("the socket's path is empty")
-	case o.attach != "" && (o.socket != "" || c.IsSet("bind") || c.IsSet("port")):
-		return usage("use either -c DEV, or -k PATH, or -b HOST -p PORT")
-	case o.connections < 1 || o.connections > 16:
-		return usage("invalid number of connections %d: use 1 to 16", o.connections)
-	case o.deadTimeout < 0:
-		return usage("invalid --dead-timeout %v", o.deadTimeout)
 	case o.connect <= 0:
 		return usage("invalid --connect-timeout %v", o.connect)
 	}

@@ -41,33 +41,25 @@ func serve(ctx context.Context, o *options) error {
 	if err != nil {
 		return err
 	}
-	removePid, err := writePid(o.pidFile)
-	if err != nil {
-		return err
-	}
-	defer removePid()
-	if o.attach != "" {
-		err = attachDevice(ctx, o, server, backend)
-	} else {
-		err = serveClients(ctx, o, server, backend)
-	}
-	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
-	defer cancel()
-	return errors.Join(err, server.Shutdown(end))
-}
-
-// serveClients serves whoever connects, until it is time to go.
-func serveClients(ctx context.Context, o *options, server *nbd.Server, backend *counted) error {
 	l, err := listen(o)
 	if err != nil {
 		return err
 	}
+	removePid, err := writePid(o.pidFile)
+	if err != nil {
+		l.Close()
+		return err
+	}
+	defer removePid()
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(l) }()
 	if err := ready(); err != nil {
 		return err
 	}
-	return until(ctx, o, backend, served)
+	err = until(ctx, o, backend, served)
+	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+	defer cancel()
+	return errors.Join(err, server.Shutdown(end))
 }
 
 // until waits for what ends it: a signal, a broken listener, or the last client's leaving.
