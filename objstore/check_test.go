@@ -225,4 +225,3 @@ func TestScrubFindsRot(t *testing.T) {
 		s.SetScrubRate(1 << 40)
 	}
 }
-

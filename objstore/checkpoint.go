@@ -99,10 +99,21 @@ func (s *Store) journalHeavy() bool {
 		s.dirtyObjects.Load() > int64(s.cfg.CheckpointObjects)
 }
 
+// errBlocksLost has a checkpoint begin anew.
+var errBlocksLost = errors.New("journaled blocks are bad")
+
 // checkpoint runs one; only one at a time.
 func (s *Store) checkpoint() error {
 	s.checkpointLock.Lock()
 	defer s.checkpointLock.Unlock()
+	for {
+		if err := s.tryCheckpoint(); !errors.Is(err, errBlocksLost) {
+			return err
+		}
+	}
+}
+
+func (s *Store) tryCheckpoint() error {
 	if err := s.Err(); err != nil {
 		return err
 	}
@@ -126,6 +137,7 @@ func (s *Store) checkpoint() error {
 	s.finishDropped(dropped)
 	s.j.retire(cut)
 	s.cacheShrink(nil)
+	s.spaceChanged()
 	s.m.checkpoints.Add(1)
 	s.m.checkpointTime.Add(int64(time.Since(start)))
 	return nil
@@ -186,6 +198,10 @@ func (s *Store) writeCheckpoint(n uint64, cut pos, groups []cutGroup, dropped []
 	}
 	if err := s.writePlans(n, plans); err != nil {
 		return plans, err
+	}
+	if s.blocksLost {
+		s.blocksLost = false
+		return plans, errBlocksLost
 	}
 	return plans, s.withReserve(func() error { return s.commitPlans(n, cut, groups, dropped, plans) })
 }
@@ -360,23 +376,48 @@ func (p *plan) takeSlots(i int) {
 	}
 }
 
-// moveBlocks copies a run from the journal to its slots. What no longer
-// matches its checksum is marked bad, never spread.
+// journalReads is how often a journaled block is tried before it counts as
+// bad.
+const journalReads = 3
+
+func (s *Store) readJournaled(c cell, b []byte) (err error) {
+	for range journalReads {
+		if err = s.j.read(c.value(), b, false); err == nil {
+			if Checksum(b) == c.sum {
+				return nil
+			}
+			err = ErrChecksum
+		}
+	}
+	return err
+}
+
+// lostBlock marks a journaled block that cannot be read any more as bad. The
+// checkpoint begins anew then: bad bytes are never spread, and the counters
+// at its cut have to agree with its tables.
+func (s *Store) lostBlock(p *plan, m *moved, k int, err error) {
+	s.m.badBlocks.Add(1)
+	s.log.Error("journaled block is bad", "object", p.o.key, "block", m.block+k, "error", err)
+	s.blocksLost = true
+	g := p.o.g
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if v := p.o.t.holder(p.snap.tables[m.table].t, m.block+k, m.from[k]); v != nil {
+		p.o.touch()
+		g.changed = true
+		p.o.set(v, m.block+k, cell{at: cellBad}, 0)
+		v.changed = true
+	}
+}
+
+// moveBlocks copies a run from the journal to its slots.
 func (s *Store) moveBlocks(p *plan, m *moved) error {
 	buf := s.moveBuf[:]
 	for done := 0; done < len(m.from); {
 		n := min(len(m.from)-done, len(buf)/BlockSize)
-		for k := 0; k < n; k++ {
-			b := buf[k*BlockSize : (k+1)*BlockSize]
-			c := m.from[done+k]
-			err := s.j.read(c.value(), b, false)
-			if err == nil && Checksum(b) != c.sum {
-				err = ErrChecksum
-			}
-			if err != nil {
-				s.m.badBlocks.Add(1)
-				s.log.Error("journaled block is bad", "object", p.o.key, "block", m.block+done+k, "error", err)
-				p.snap.tables[m.table].cells[m.block+done+k] = cell{at: cellBad}
+		for k := range n {
+			if err := s.readJournaled(m.from[done+k], buf[k*BlockSize:(k+1)*BlockSize]); err != nil {
+				s.lostBlock(p, m, done+k, err)
 			}
 		}
 		if _, err := p.file.f.WriteAt(buf[:n*BlockSize], int64(m.run.slot+uint32(done))*BlockSize); err != nil {
@@ -512,17 +553,13 @@ func (p *plan) settle(m *moved) {
 		b, slot := m.block+k, m.run.slot+uint32(k)
 		to := p.snap.tables[m.table].cells[b]
 		v := t.holder(p.snap.tables[m.table].t, b, from)
-		switch {
-		case to.kind() == cellBad:
-			t.free(slot) // no table has it
-		case v == nil:
+		if v == nil {
 			t.freeLater(slot, end)
+			continue
 		}
-		if v != nil {
-			p.o.count(v, v.cells[b], -1)
-			v.cells[b] = to
-			p.o.count(v, to, 1)
-		}
+		p.o.count(v, v.cells[b], -1)
+		v.cells[b] = to
+		p.o.count(v, to, 1)
 	}
 }
 

@@ -18,6 +18,7 @@ type journal struct {
 
 	written atomic.Uint64 // pos: everything before it is in the files
 	durable atomic.Uint64 // pos: everything before it is synced
+	made    atomic.Int64  // segments that there are
 
 	mu        sync.Mutex // guards what follows
 	changed   *sync.Cond // a commit ended, room appeared, or the disk failed

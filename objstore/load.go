@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"io"
 	"sync"
+
+	"github.com/sheepdog-go/sheepdog/objstore/vfs"
 )
 
 // load brings an object's tables into memory. A damaged object loads, too:
@@ -72,11 +74,10 @@ func (s *Store) readTables(o *object, want, birth uint64) (*tables, []tableKey, 
 	buf := placeBuffers.Get().(*[2 * tableBytes]byte)
 	defer placeBuffers.Put(buf)
 	for k := 0; int64(tableSlot(k, 0))*BlockSize < size; k++ {
-		clear(buf[:])
-		_, err := f.f.ReadAt(buf[:], int64(tableSlot(k, 0))*BlockSize)
-		if err != nil && err != io.EOF {
+		if err := readPlaces(f.f, buf, k); err != nil {
 			s.m.readErrors.Add(1)
-			clear(buf[:]) // unreadable: the sum over the tables will tell
+			s.log.Error("block table is unreadable", "object", o.key, "group", uint32(o.g.id), "error", err)
+			clear(buf[:]) // the sum over the tables will tell
 		}
 		t.grow(k + 1)
 		c, v := chooseTable(buf, o.key, birth, k, want)
@@ -94,6 +95,20 @@ func (s *Store) readTables(o *object, want, birth uint64) (*tables, []tableKey, 
 		}
 	}
 	return t, keys, nil
+}
+
+// tableReads is how often an unreadable table is tried before it counts as
+// lost: with it goes the whole object until it is copied again.
+const tableReads = 3
+
+func readPlaces(f vfs.File, buf *[2 * tableBytes]byte, chunk int) (err error) {
+	for range tableReads {
+		clear(buf[:])
+		if _, err = f.ReadAt(buf[:], int64(tableSlot(chunk, 0))*BlockSize); err == nil || err == io.EOF {
+			return nil
+		}
+	}
+	return err
 }
 
 var placeBuffers = sync.Pool{New: func() any { return new([2 * tableBytes]byte) }}

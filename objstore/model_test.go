@@ -294,7 +294,17 @@ func (w *world) entry(gid GroupID) error {
 	}
 	w.note("group %d %v %v %v vid %d into %d blocks %d+%d", gid, e.Number, e.Kind, e.Key, e.Vid, e.Into, e.First, e.Count)
 	w.h[gid] = append(w.h[gid], top.apply(&e, seeds))
-	return g.Stage(&e)
+	err := g.Stage(&e)
+	w.undo(gid, err)
+	return err
+}
+
+// undo takes back the newest state if what led to it failed and the store
+// goes on: then nothing was done.
+func (w *world) undo(gid GroupID, err error) {
+	if h := w.h[gid]; err != nil && w.s.Err() == nil {
+		w.h[gid] = h[:len(h)-1]
+	}
 }
 
 // resync does what a resync does to its target, with made up contents.
@@ -343,7 +353,9 @@ func (w *world) copyObject(g *Group, push func(func(*mGroup))) error {
 	if w.rng.IntN(4) == 0 {
 		w.note("delete object %v", key)
 		push(func(m *mGroup) { delete(m.objects, key) })
-		return g.DeleteObject(key)
+		err := g.DeleteObject(key)
+		w.undo(g.id, err)
+		return err
 	}
 	have, err := g.Unit(key)
 	if err != nil {
@@ -376,6 +388,7 @@ func (w *world) copyObject(g *Group, push func(func(*mGroup))) error {
 			v.blocks[b] = mBlock{State(1 + w.rng.IntN(3)), w.seeds}
 			if m := v.blocks[b]; m.state == Present {
 				if err := c.Put(vid, b, Checksum(pattern(m.seed)), pattern(m.seed)); err != nil {
+					c.Abort()
 					return err
 				}
 			} else {
@@ -391,7 +404,12 @@ func (w *world) copyObject(g *Group, push func(func(*mGroup))) error {
 	}
 	w.note("install %v", key)
 	push(func(m *mGroup) { m.objects[key] = o })
-	return c.Install(o.unit(key))
+	err = c.Install(o.unit(key))
+	w.undo(g.id, err)
+	if err != nil {
+		c.Abort()
+	}
+	return err
 }
 
 // reopen opens what a crash left and finds the prefix each group is at.

@@ -172,6 +172,7 @@ func (s *Store) freshJournal(segs []*oldSegment, gen uint32) error {
 		j.segs[i].Store(seg)
 		j.free = append(j.free, seg)
 	}
+	j.made.Store(int64(len(j.free)))
 	return nil
 }
 
@@ -484,6 +485,9 @@ func (r *replay) takeLarge(g *Group, rec record, p pos) error {
 		return nil
 	}
 	broken := r.adopt(o, birth)
+	if broken != nil && !isLost(broken) {
+		return broken
+	}
 	if broken == nil && p >= r.durable {
 		broken = r.verifySlots(o, runs, e.CRCs)
 	}
@@ -543,6 +547,8 @@ func (r *replay) adopt(o *object, birth uint64) error {
 }
 
 // verifySlots reads what a record above the durable mark says was written.
+// What the disk cannot read is no torn tail: it is applied, and reads will
+// say so.
 func (r *replay) verifySlots(o *object, runs []slotRun, sums []uint32) error {
 	f, err := r.s.acquire(o, false)
 	if err != nil {
@@ -556,6 +562,10 @@ func (r *replay) verifySlots(o *object, runs []slotRun, sums []uint32) error {
 			_, err := f.f.ReadAt(buf, int64(run.slot+k)*BlockSize)
 			if err == nil && Checksum(buf) != sums[i] {
 				err = ErrChecksum
+			}
+			if err != nil && err != io.EOF && err != ErrChecksum {
+				r.s.log.Error("journaled block is unreadable", "object", o.key, "slot", run.slot+k, "error", err)
+				err = nil
 			}
 			if err != nil {
 				return fmt.Errorf("object %v slot %d: %w", o.key, run.slot+k, err)
@@ -588,6 +598,9 @@ func (r *replay) takeInstall(g *Group, rec record, p pos) error {
 	var broken error
 	if len(runs) > 0 {
 		broken = r.adopt(o, im.birth)
+		if broken != nil && !isLost(broken) {
+			return broken
+		}
 		if broken == nil && p >= r.durable {
 			broken = r.verifySlots(o, runs, sums)
 		}

@@ -4,10 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/sheepdog-go/sheepdog/objstore/vfs"
 )
 
 // Space is the room for new writes.
@@ -27,7 +31,10 @@ type Space struct {
 type space struct {
 	mu   sync.Mutex
 	at   time.Time
-	last Space
+	st   vfs.Stat
+	full bool
+
+	spent atomic.Int64 // bytes of large writes since
 }
 
 const (
@@ -44,24 +51,29 @@ func (s *Store) Space() Space {
 	sp.mu.Lock()
 	defer sp.mu.Unlock()
 	now := time.Now()
-	if !sp.at.IsZero() && now.Sub(sp.at) < spaceFresh {
-		return sp.last
+	if sp.at.IsZero() || now.Sub(sp.at) >= spaceFresh {
+		if st, err := s.fs.Statfs(s.cfg.Dir); err == nil {
+			sp.st = st
+		}
+		sp.at = now
+		sp.spent.Store(0)
 	}
-	st, err := s.fs.Statfs(s.cfg.Dir)
-	if err != nil {
-		return sp.last
+	st := sp.st
+	if st.Total == 0 { // it never told: writes will find out
+		return Space{Free: math.MaxInt64, InodesFree: -1}
 	}
-	promised := s.unplaced.Load()*BlockSize + s.dirtyObjects.Load()*objectCost + s.j.growth() + s.reserveMissing() + freeKept
+	promised := s.unplaced.Load()*BlockSize + s.dirtyObjects.Load()*objectCost + s.j.growth() + s.reserveMissing() +
+		freeKept + sp.spent.Load()
 	v := Space{Total: st.Total, Used: st.Total - st.Free, Free: max(0, st.Free-promised), InodesFree: -1}
 	if st.Inodes > 0 {
 		v.InodesFree = max(0, st.InodesFree-s.dirtyObjects.Load()-inodesKept)
 	}
 	v.Full = v.Free < objectCost || v.InodesFree == 0
 	v.NearFull = v.Full || v.Free < st.Total/nearFullPart
-	if v.Full != sp.last.Full && !sp.at.IsZero() {
+	if v.Full != sp.full {
+		sp.full = v.Full
 		s.log.Warn("disk space", "full", v.Full, "free", v.Free, "inodes", v.InodesFree)
 	}
-	sp.last, sp.at = v, now
 	return v
 }
 
@@ -81,18 +93,13 @@ func (s *Store) noteFull() {
 
 func (s *Store) spaceChanged() {
 	s.space.mu.Lock()
-	if !s.space.at.IsZero() {
-		s.space.at = time.Unix(0, 1)
-	}
+	s.space.at = time.Time{}
 	s.space.mu.Unlock()
 }
 
 // growth is what the journal may still take from the disk.
 func (j *journal) growth() int64 {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	made := len(j.live) + len(j.free)
-	return max(0, int64(journalSegsMin-made)) * j.segBytes
+	return max(0, journalSegsMin-j.made.Load()) * j.segBytes
 }
 
 // The reserve is a real file: when a checkpoint finds the disk full, it is

@@ -174,6 +174,7 @@ func (g *Group) stageLarge(e *Entry) error {
 	o.touch()
 	o.apply(e, pl.pos, slotsOf(runs))
 	g.s.m.stagedLarge.Add(1)
+	g.s.space.spent.Add(int64(len(e.Data)))
 	g.s.grewLarge(int64(len(e.Data)))
 	return nil
 }

@@ -38,6 +38,7 @@ type Store struct {
 	checkpointNext uint64
 	checkpointDone uint64
 	cutDone        pos
+	blocksLost     bool // the running checkpoint found journaled blocks that are bad
 	tableBuf       [tableBytes]byte
 	moveBuf        [64 * BlockSize]byte
 
@@ -213,7 +214,10 @@ func (s *Store) open() error {
 	if err := s.replay(segs); err != nil {
 		return err
 	}
-	return s.makeReserve()
+	if err := s.makeReserve(); err != nil {
+		s.log.Warn("no reserve for checkpoints on a full disk", "error", err)
+	}
+	return nil
 }
 
 // Identity says whose disk this is.
@@ -523,6 +527,7 @@ func (s *Store) addSegment() error {
 	if seg != nil {
 		j.segs[index].Store(seg)
 		j.free = append(j.free, seg)
+		j.made.Add(1)
 	}
 	j.building = false
 	j.changed.Broadcast()
