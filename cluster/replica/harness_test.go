@@ -91,6 +91,7 @@ type testNode struct {
 	id    state.NodeID
 	inc   uint64
 	lease atomic.Bool
+	up    atomic.Bool
 	cut   atomic.Bool // from raft: no new maps, no proposals
 
 	store *objstore.Store
@@ -104,7 +105,7 @@ type testNode struct {
 var incs, mapDelay atomic.Uint64
 
 func (n *testNode) tell(m *state.Map) {
-	if n.cut.Load() || n.maps == nil {
+	if n.cut.Load() || !n.up.Load() {
 		return
 	}
 	for {
@@ -128,16 +129,17 @@ func (n *testNode) start() {
 		t.Fatalf("open %s: %v", n.host, err)
 	}
 	n.store = store
-	prev := n.inc
-	n.inc = incs.Add(1) + 1000
-	res := n.a.apply(&state.Command{Register: &state.Register{UUID: n.uuid, Addr: n.host + ":7000", VNodes: 64, Disk: 1 << 30, PrevInc: prev, Inc: n.inc, Boot: "boot",
+	prev, inc := n.inc, incs.Add(1)+1000
+	res := n.a.apply(&state.Command{Register: &state.Register{UUID: n.uuid, Addr: n.host + ":7000", VNodes: 64, Disk: 1 << 30, PrevInc: prev, Inc: inc, Boot: "boot",
 		Cluster: n.a.cur().Cluster}})
 	if err := res.Err(); err != nil {
 		t.Fatalf("register %s: %v", n.host, err)
 	}
-	n.id = res.Node
+	n.a.mu.Lock()
+	n.id, n.inc = res.Node, inc
+	n.a.mu.Unlock()
 	h := n.net.Host(n.host)
-	n.maps, n.done = make(chan *state.Map, 1), make(chan struct{})
+	n.done = make(chan struct{})
 	self := state.Member{Node: n.id, Inc: n.inc}
 	e := New(Config{
 		Self:   func() state.Member { return self },
@@ -164,6 +166,7 @@ func (n *testNode) start() {
 	n.mux = wire.NewMux(l)
 	frames := n.mux.Listen(wire.PrefaceFrames)
 	maps, done := n.maps, n.done
+	n.up.Store(true)
 	n.wg.Go(func() { n.mux.Serve() })
 	n.wg.Go(func() {
 		for {
@@ -205,8 +208,8 @@ func (n *testNode) end(left func() *simfs.FS) {
 	defer func() { n.fs = fs }()
 	n.lease.Store(false)
 	n.net.Kill(n.host)
+	n.up.Store(false)
 	close(n.done)
-	n.maps = nil
 	n.mux.Close()
 	n.e.Close()
 	n.wg.Wait()
@@ -281,7 +284,7 @@ func newCluster(t testing.TB, nodes, copies, pgs int) *cluster {
 	}
 	t.Cleanup(func() {
 		for _, n := range c.nodes {
-			if n.maps != nil {
+			if n.up.Load() {
 				n.kill()
 			}
 		}
@@ -290,7 +293,7 @@ func newCluster(t testing.TB, nodes, copies, pgs int) *cluster {
 }
 
 func (c *cluster) addNode(i int) *testNode {
-	n := &testNode{a: c.a, net: c.net, host: fmt.Sprintf("h%d", i), uuid: fmt.Sprintf("uuid-%d", i), fs: simfs.New(uint64(i) + 1)}
+	n := &testNode{a: c.a, net: c.net, host: fmt.Sprintf("h%d", i), uuid: fmt.Sprintf("uuid-%d", i), fs: simfs.New(uint64(i) + 1), maps: make(chan *state.Map, 1)}
 	if err := n.fs.Mkdir("/d"); err != nil {
 		c.t.Fatal(err)
 	}
@@ -321,7 +324,7 @@ func (c *cluster) dump() {
 	for _, g := range c.a.cur().Groups {
 		s := fmt.Sprintf("group %d: term %d primary %v insync %v target %v back %v", g.ID, g.Term, g.Primary, g.InSync, g.Target, g.Back)
 		for _, n := range c.nodes {
-			if n.maps == nil {
+			if !n.up.Load() {
 				continue
 			}
 			x := n.e.group(g.ID)
@@ -345,7 +348,7 @@ func (c *cluster) whole(limit time.Duration) {
 				return false
 			}
 			for _, n := range c.nodes {
-				if n.id == g.Primary.Node && n.maps != nil {
+				if n.id == g.Primary.Node && n.up.Load() {
 					x := n.e.group(g.ID)
 					x.mu.Lock()
 					ok := x.role == serving
@@ -365,7 +368,7 @@ func (c *cluster) equal() {
 	c.t.Helper()
 	objects := int64(0)
 	for _, n := range c.nodes {
-		if n.maps == nil {
+		if !n.up.Load() {
 			continue
 		}
 		err := n.e.Check(context.Background(), func(p CheckProgress) {

@@ -86,7 +86,7 @@ func simulate(t *testing.T, seed uint64) {
 	for _, n := range s.nodes {
 		n.cut.Store(false)
 		n.tell(s.a.cur())
-		if n.maps == nil {
+		if !n.up.Load() {
 			n.start()
 		}
 	}
