@@ -54,6 +54,7 @@ var rooms = []struct {
 	{"github.com/urfave/cli", []string{"cmd"}},
 	{"github.com/vbauerster/mpb", []string{"cmd"}},
 	{"github.com/prometheus/client_golang", []string{"cluster/admin"}},
+	{"github.com/mdlayher", []string{"cmd/sheep-nbd"}},
 	{"github.com/hashicorp/memberlist", []string{"cluster/gossip"}},
 	{"github.com/hashicorp/raft", []string{"cluster/consensus"}},
 	{"github.com/pkg/xattr", []string{"objstore", "cluster/node"}}, // a node asks early whether its file system has them

@@ -64,6 +64,7 @@ type Self struct {
 	Version    string            `json:"version"`
 	Started    time.Time         `json:"started"`
 	Leader     bool              `json:"leader"` // leads raft
+	Voter      bool              `json:"voter"`  // votes in raft
 	Lease      bool              `json:"lease"`  // holds its lease now
 	Index      uint64            `json:"index"`  // applied
 	Disks      []Disk            `json:"disks"`

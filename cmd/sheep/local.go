@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"runtime"
+	"slices"
 
 	"github.com/sheepdog-go/sheepdog/cluster/admin"
 	"github.com/sheepdog-go/sheepdog/cluster/replica"
@@ -42,7 +43,7 @@ func (l *localNode) Met() []admin.Peer {
 
 func (l *localNode) Self() admin.Self {
 	node := l.n.node
-	s := admin.Self{Pid: os.Getpid(), Version: version(), Started: l.n.started, Leader: node.IsLeader(), Lease: node.Leased(), Index: node.Map().Index,
+	s := admin.Self{Pid: os.Getpid(), Version: version(), Started: l.n.started, Leader: node.IsLeader(), Voter: slices.Contains(node.Voters(), node.UUID()), Lease: node.Leased(), Index: node.Map().Index,
 		Disks: []admin.Disk{}, Counters: map[string]uint64{}, Goroutines: runtime.NumGoroutine()}
 	for i, st := range node.Stores() {
 		space := st.Space()
