@@ -31,8 +31,10 @@ type opening struct {
 	err   error
 }
 
-// closeTimeout bounds the flush and the end of a session at the last Close.
-const closeTimeout = 10 * time.Second
+const (
+	closeTimeout = 10 * time.Second // of the flush at the last Close
+	endTimeout   = 5 * time.Second  // of telling raft that a session ended
+)
 
 // Open opens the working VDI of a name for writing, or with snap (a tag or a number) its snapshot for reading. All who open the same VDI for
 // writing through one Client share one session (R14). Errors wrap fs.ErrNotExist, or syscall.EBUSY if another client has it.
@@ -174,7 +176,7 @@ func (c *Client) newSession(m *state.Map, v *state.VDI, ses *state.Session, name
 	if ses != nil {
 		s.writer = true
 		id.sess, id.sessGen = ses.ID, ses.Gen
-		s.inherit = ses.Gen > 1 || v.Shared
+		s.inherit = true // also with the first generation: raft gives a client that asks again the session it has
 	} else {
 		s.refs = 1
 	}
@@ -250,7 +252,7 @@ func (s *session) close(ctx context.Context) error {
 	defer cancel()
 	err := s.flushWait(ctx)
 	id := s.ident.Load()
-	_, perr := s.c.cfg.Propose(ctx, s.c.command(func(cmd *state.Command) { cmd.CloseSess = &state.CloseSess{ID: id.sess} }))
+	perr := s.c.closeSess(id.sess)
 	var b wire.Batch
 	s.kill(fmt.Errorf("%s: %w", s.name, ErrClosed), &b)
 	b.End()
@@ -261,6 +263,14 @@ func (s *session) close(ctx context.Context) error {
 		return fmt.Errorf("close %s: end the session: %w", s.name, perr)
 	}
 	return nil
+}
+
+// closeSess ends a session with raft. Its time is its own: whoever closes may have used up his with waiting for a flush.
+func (c *Client) closeSess(id uint64) error {
+	ctx, cancel := context.WithTimeout(context.Background(), endTimeout)
+	defer cancel()
+	_, err := c.cfg.Propose(ctx, c.command(func(cmd *state.Command) { cmd.CloseSess = &state.CloseSess{ID: id} }))
+	return err
 }
 
 // flushWait flushes unless nothing needs it.

@@ -43,7 +43,7 @@ type session struct {
 	kept      int64      // bytes retained
 	sgAll     []*sgroup  // all of groups
 	dirty     []*sgroup  // with something to flush, those of the round under way not included
-	inherit   bool       // the next flush covers predecessors (R17)
+	inherit   bool       // the next flush covers predecessors (R17); set until the first flush
 	round     *round     // the flush under way
 	joining   *round     // those who came after it began
 	lost      []lostRange
