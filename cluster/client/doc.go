@@ -37,6 +37,7 @@
 //	tend       1     New … Close: everything that waits for a map or for time
 //	connect    1     for each node that is being dialed; at most dialTimeout
 //	renew      1+1   for each session that lapsed, until it is opened again or dead
+//	linger     1     for each session whose last Close could not flush, until that is done or it is opened again or dead
 //	reader, writer   of each connection (package wire)
 //	Watcher: follow, keep, and one that ends keep's requests
 //

@@ -57,19 +57,15 @@ func (c *Client) Open(ctx context.Context, name, snap string, o OpenOptions) (*D
 			return nil, err
 		}
 		s.mu.Lock()
-		live := s.refs > 0 || s.refs == 0 && s.fresh
+		live := !s.ending && s.deadErr() == nil
 		if live {
 			s.refs++
-			s.fresh = false
 		}
 		s.mu.Unlock()
-		if live && s.deadErr() == nil {
+		if live {
 			return &Disk{s: s}, nil
 		}
-		if live {
-			(&Disk{s: s}).Close(ctx)
-		}
-		select { // the last Disk is just being closed
+		select { // it is just being ended
 		case <-s.gone:
 		case <-ctx.Done():
 			return nil, fmt.Errorf("open %s: %w", name, context.Cause(ctx))
@@ -123,9 +119,7 @@ func (c *Client) openSession(ctx context.Context, name string) (*session, error)
 	if v == nil {
 		return nil, fmt.Errorf("open %s: vid %06x is gone again: %w", name, ses.Vid, syscall.EIO)
 	}
-	s := c.newSession(m, v, ses, name)
-	s.fresh = true
-	return s, nil
+	return c.newSession(m, v, ses, name), nil
 }
 
 // grant proposes a session and waits until the map here holds it.
@@ -226,41 +220,92 @@ func (d *Disk) Vid() uint32 { return d.s.ident.Load().vid }
 func (d *Disk) Name() string { return d.s.name }
 
 // Close gives the Disk back. All its Ops must be done. The last one of a session flushes and ends it; an error says that acknowledged
-// writes may not be durable.
+// writes may not be durable. The session lives on until they are then, and the next Open finds it.
 func (d *Disk) Close(ctx context.Context) (err error) {
 	d.once.Do(func() {
 		s := d.s
 		s.mu.Lock()
 		s.refs--
 		last := s.refs == 0
+		s.closes++
+		mine := s.closes
 		s.mu.Unlock()
 		if last {
-			err = s.close(ctx)
+			err = s.close(ctx, mine)
 		}
 	})
 	return err
 }
 
-// close flushes and ends a session that nobody uses any more.
-func (s *session) close(ctx context.Context) error {
-	defer close(s.gone)
-	defer s.c.forget(s)
-	if !s.writer || s.deadErr() != nil {
+// close flushes and ends a session that nobody uses any more. If the flush fails or takes too long it goes on behind: what is retained would
+// be lost with the session (R17), and the next one's flush could not know.
+func (s *session) close(ctx context.Context, mine uint64) error {
+	if !s.writer {
+		s.c.forget(s)
+		return nil
+	}
+	if s.deadErr() != nil {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, closeTimeout)
 	defer cancel()
 	err := s.flushWait(ctx)
-	id := s.ident.Load()
-	perr := s.c.closeSess(id.sess)
+	if err == nil {
+		return s.end(mine)
+	}
+	s.mu.Lock()
+	if s.deadErr() == nil && !s.lingers && !s.c.closed.Load() {
+		s.lingers = true
+		s.c.log.Warn("the last flush of a VDI goes on after its closing", "vdi", s.name, "error", err)
+		s.c.wg.Go(s.linger)
+	}
+	s.mu.Unlock()
+	return fmt.Errorf("close %s: flush: %w", s.name, err)
+}
+
+// lingerInterval is between tries to flush a session that nobody uses any more.
+const lingerInterval = time.Second
+
+// linger flushes until that succeeds and the session can end, it is opened again, or it is dead.
+func (s *session) linger() {
+	for {
+		select {
+		case <-s.gone:
+			return
+		case <-time.After(lingerInterval):
+		}
+		s.mu.Lock()
+		mine := s.closes
+		unused := s.refs == 0
+		s.lingers = unused
+		s.mu.Unlock()
+		if !unused {
+			return
+		}
+		if s.flushWait(context.Background()) != nil {
+			continue
+		}
+		if err := s.end(mine); err != nil {
+			s.c.log.Warn("close a VDI", "error", err)
+		}
+	}
+}
+
+// end ends a session with everything flushed, unless it was opened again since the Close that began this.
+func (s *session) end(mine uint64) error {
+	s.mu.Lock()
+	if s.refs > 0 || s.closes != mine || s.ending {
+		s.mu.Unlock()
+		return nil
+	}
+	s.ending = true
+	s.mu.Unlock()
+	err := s.c.closeSess(s.ident.Load().sess)
 	var b wire.Batch
 	s.kill(fmt.Errorf("%s: %w", s.name, ErrClosed), &b)
 	b.End()
 	if err != nil {
-		return fmt.Errorf("close %s: flush: %w", s.name, err)
-	}
-	if perr != nil {
-		return fmt.Errorf("close %s: end the session: %w", s.name, perr)
+		return fmt.Errorf("close %s: end the session: %w", s.name, err)
 	}
 	return nil
 }
@@ -289,6 +334,8 @@ func (s *session) flushWait(ctx context.Context) error {
 	select {
 	case err := <-done:
 		return err
+	case <-s.gone:
+		return s.deadErr()
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}

@@ -1,9 +1,14 @@
 package client
 
 import (
+	"bytes"
 	"context"
 	"testing"
 	"testing/synctest"
+	"time"
+
+	"github.com/sheepdog-go/sheepdog/cluster/state"
+	"github.com/sheepdog-go/sheepdog/cluster/wire"
 )
 
 // TestR17SameSessionAgain: what a client left unflushed is covered by the first flush also when it gets the very session it had, which is the VDI's first.
@@ -48,5 +53,109 @@ func TestR14SessionEndsAlsoWithoutTimeLeft(t *testing.T) {
 		if ses := f.Map().Sessions; len(ses) != 0 {
 			t.Errorf("%d sessions are left", len(ses))
 		}
+	})
+}
+
+// stuck opens, writes and closes a VDI while the group it wrote to has no primary.
+func stuck(t *testing.T, f *fake, c *Client) state.GroupID {
+	t.Helper()
+	d := open(t, c, "alpha")
+	if err := write(d, 0, pattern(4096, 1)); err != nil {
+		t.Fatal(err)
+	}
+	id := f.Map().GroupFor(f.Map().Working("alpha"), 0)
+	f.move(id, state.NoNode)
+	at := time.Now()
+	if err := d.Close(context.Background()); err == nil || time.Since(at) > 2*closeTimeout {
+		t.Fatalf("closed without a flush: %v after %s", err, time.Since(at))
+	}
+	return id
+}
+
+// TestR17RetainedOutlivesTheLastClose: a VM's connections end while a group is out of service, which resumes without what it had not flushed.
+func TestR17RetainedOutlivesTheLastClose(t *testing.T) {
+	each(t, 3, func(t *testing.T, f *fake, c *Client) {
+		id := stuck(t, f, c)
+		d := open(t, c, "alpha")
+		d.Close(context.Background()) // and once more
+		d = open(t, c, "alpha")
+		f.powerCut(id, 0)
+		f.move(id, 1)
+		if got := read(t, d, 0, 4096); !bytes.Equal(got, pattern(4096, 1)) {
+			t.Error("an acknowledged write is lost")
+		}
+		if err := flush(d); err != nil {
+			t.Error(err)
+		}
+		f.powerCut(id, 0)
+		if !bytes.Equal(f.content("alpha")[:4096], pattern(4096, 1)) {
+			t.Error("a flushed write is lost")
+		}
+		time.Sleep(time.Minute)
+		if err := write(d, 0, pattern(4096, 2)); err != nil { // it is still ours
+			t.Error(err)
+		}
+		closeAll(t, c, d)
+	})
+}
+
+// TestR17LastFlushGoesOnAfterTheLastClose: the session ends by itself, with everything durable.
+func TestR17LastFlushGoesOnAfterTheLastClose(t *testing.T) {
+	each(t, 3, func(t *testing.T, f *fake, c *Client) {
+		id := stuck(t, f, c)
+		time.Sleep(time.Minute)
+		if n := len(f.Map().Sessions); n != 1 {
+			t.Fatalf("%d sessions before the flush", n)
+		}
+		f.powerCut(id, 0)
+		f.move(id, 1)
+		time.Sleep(time.Minute)
+		f.powerCut(id, 0)
+		if !bytes.Equal(f.content("alpha")[:4096], pattern(4096, 1)) {
+			t.Error("an acknowledged write is lost")
+		}
+		if n := len(f.Map().Sessions); n != 0 || c.Stats.Sessions.Load() != 0 || c.Stats.Retained.Load() != 0 {
+			t.Fatalf("%d sessions after the flush, %d here", n, c.Stats.Sessions.Load())
+		}
+		closeAll(t, c)
+	})
+}
+
+// TestR14UnlockEndsWhatLingers: a session that nobody uses does not keep others out for ever.
+func TestR14UnlockEndsWhatLingers(t *testing.T) {
+	each(t, 3, func(t *testing.T, f *fake, c *Client) {
+		stuck(t, f, c)
+		f.must(&state.Command{Unlock: &state.Unlock{Name: "alpha"}})
+		time.Sleep(time.Minute)
+		if n := c.Stats.Sessions.Load(); n != 0 || c.Stats.Retained.Load() != 0 {
+			t.Fatalf("%d sessions are left", n)
+		}
+		other := f.clientWith(Config{Maps: f, Net: f, Propose: f.Propose})
+		closeAll(t, other, open(t, other, "alpha"))
+		closeAll(t, c)
+	})
+}
+
+// TestR17CloseFailsWhereTheFlushDoes: not only silence keeps a session.
+func TestR17CloseFailsWhereTheFlushDoes(t *testing.T) {
+	each(t, 3, func(t *testing.T, f *fake, c *Client) {
+		d := open(t, c, "alpha")
+		write(d, 0, pattern(4096, 1))
+		f.setFault(func(_ state.NodeID, r *wire.Request) verdict {
+			if r.Kind == wire.KindFlush {
+				return bad
+			}
+			return serve
+		})
+		if err := d.Close(context.Background()); err == nil {
+			t.Error("closed without a flush")
+		}
+		d = open(t, c, "alpha")
+		f.powerCut(f.Map().GroupFor(f.Map().Working("alpha"), 0), 0)
+		if got := read(t, d, 0, 4096); !bytes.Equal(got, pattern(4096, 1)) {
+			t.Error("an acknowledged write is lost")
+		}
+		f.setFault(nil)
+		closeAll(t, c, d)
 	})
 }

@@ -54,7 +54,7 @@ func (s *session) fenced(p *piece, index uint64, b *wire.Batch) {
 func (s *session) lapse() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.renewing || s.deadErr() != nil || s.refs == 0 && !s.fresh || s.c.closed.Load() {
+	if s.renewing || s.deadErr() != nil || s.ending || s.c.closed.Load() {
 		return
 	}
 	s.renewing = true

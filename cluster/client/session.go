@@ -13,10 +13,10 @@ import (
 // session is this client's right to write one VDI (R14), or a reader's view of one, and all that has to be remembered between
 // its requests. All Disks of one working VDI in a process share one: so they are coherent, and a flush on any covers all.
 //
-//	open ──▶ live ──▶ closing ──▶ closed     (last Disk closed: flush, then CloseSess)
-//	          │ ▲
-//	          ▼ │ opened again, and nobody else wrote in between
-//	        lapsed ──▶ dead                  (somebody took the VDI over, or it was deleted: every request fails)
+//	open ──▶ live ──(last Disk closed)──▶ unused ──(all is flushed)──▶ ending ──▶ dead    (CloseSess)
+//	         │ ▲ ◀──(opened again)────────┘ (flushes; not bounded in time: what it retains would be lost with it, R17)
+//	         ▼ │ granted again, and nobody else wrote in between
+//	        lapsed ──▶ dead    (somebody took the VDI over, or it was deleted: every request fails)
 type session struct {
 	c      *Client
 	name   string // as it was opened, for messages and for opening again
@@ -30,11 +30,13 @@ type session struct {
 	dead   atomic.Pointer[error]
 	groups []atomicGroup // by index in the pool; nil: never written, nothing to remember
 	lossy  atomic.Bool   // lost is not empty
-	gone   chan struct{} // closed with the last Disk
+	gone   chan struct{} // closed when a writer's session is dead and out of the books
 
 	mu        sync.Mutex // guards what follows
 	refs      int        // Disks
-	fresh     bool       // just granted: the first Disk is about to come
+	closes    uint64     // Disks closed, counted
+	lingers   bool       // flushed behind, after a Close whose flush failed
+	ending    bool       // all is flushed, and nobody may come any more
 	renewing  bool       // the lapsed session is being opened again
 	waiting   pieceList  // for that
 	throttled pieceList  // writes that wait until less is retained
@@ -152,6 +154,7 @@ func (s *session) kill(err error, b *wire.Batch) {
 		sg.inherit = false
 	}
 	s.mu.Unlock()
+	close(s.gone)
 	for i := range lists {
 		for p := lists[i].pop(); p != nil; p = lists[i].pop() {
 			s.c.settle(p, err, b)
