@@ -18,6 +18,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/sheepdog-go/sheepdog/cmd/sheep/args"
+	"github.com/sheepdog-go/sheepdog/cmd/sheep/certs"
 	"github.com/sheepdog-go/sheepdog/vdi"
 )
 
@@ -49,6 +50,7 @@ type options struct {
 	connect  time.Duration
 	level    string
 	device   deviceOptions
+	security *certs.Security // by TCP
 }
 
 func main() {
@@ -112,7 +114,7 @@ func newApp(out, errs io.Writer) *cli.App {
 			&cli.StringFlag{Name: "pid-file", Usage: "write the process id to `FILE`"},
 			&cli.DurationFlag{Name: "connect-timeout", Value: 30 * time.Second, Usage: "how long to look for the cluster at the start"},
 			&cli.StringFlag{Name: "log-level", Value: "warn", Usage: "debug, info, warn or error"},
-		}, deviceFlags()...),
+		}, append(certs.Flags(""), deviceFlags()...)...),
 		Action: func(c *cli.Context) error {
 			if done, err := aboutDevices(c, out); done {
 				return err
@@ -160,6 +162,9 @@ func parse(c *cli.Context) (*options, error) {
 		return usage("invalid --connect-timeout %v", o.connect)
 	}
 	o.bind = net.JoinHostPort(c.String("bind"), strconv.Itoa(port))
+	if err := parseSecurity(c, o); err != nil {
+		return nil, err
+	}
 	for node := range strings.SplitSeq(cmp.Or(c.String("address"), "127.0.0.1"), ",") {
 		if node = strings.TrimSpace(node); node == "" {
 			continue

@@ -38,14 +38,16 @@ func TestParse(t *testing.T) {
 	if err != nil || o.bind != "127.0.0.1:10809" || o.socket != "" || o.stay || !slices.Equal(o.nodes, []string{"127.0.0.1:7000"}) {
 		t.Errorf("%+v, %v", o, err)
 	}
-	if o, err = parseLine(t, "-b :: -p 1234 disk"); err != nil || o.bind != "[::]:1234" {
+	if o, err = parseLine(t, "-b :: -p 1234 disk --insecure"); err != nil || o.bind != "[::]:1234" {
 		t.Errorf("%+v, %v", o, err)
 	}
 }
 
 func TestBadUsage(t *testing.T) {
 	for _, line := range []string{"", "a b", ":s", "a:", "-p 0 a", "-p 70000 a", "-p x a", "-e 0 a", "-e -1 a", "-k s -p 1 a", "-a , a", "--nonesuch a",
-		"--connect-timeout -1s a"} {
+		"--connect-timeout -1s a", "-b :: a", "-b 10.77.0.1 a", "-b 0.0.0.0 --tls allow a", "--tls maybe a", "--tls-verify a", "-k s --tls require a", "-k s --insecure a",
+		"-c /dev/sda a", "-c /dev/nbd0", "-c /dev/nbd0 -k s a", "-c /dev/nbd0 -t a", "-C 2 a", "-c /dev/nbd0 -C 0 a", "-c /dev/nbd0 -C 65 a", "-d /dev/nbd", "-d /dev/nbd0 a",
+		"-c /dev/nbd0 --block-size 100 a", "-c /dev/nbd0 --io-timeout -1s a", "-f a"} {
 		var errs bytes.Buffer
 		if code := run(context.Background(), append([]string{"sheep-nbd"}, strings.Fields(line)...), new(bytes.Buffer), &errs); code != exitUsage {
 			t.Errorf("sheep-nbd %s: exit code %d, want %d", line, code, exitUsage)

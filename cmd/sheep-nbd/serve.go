@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -14,7 +13,6 @@ import (
 	"github.com/sheepdog-go/sheepdog/cluster/client"
 	"github.com/sheepdog-go/sheepdog/cluster/state"
 	"github.com/sheepdog-go/sheepdog/cluster/wire"
-	"github.com/sheepdog-go/sheepdog/nbd"
 	"github.com/sheepdog-go/sheepdog/vdi"
 )
 
@@ -37,29 +35,24 @@ func serve(ctx context.Context, o *options) error {
 	}
 	defer disks.close()
 	backend := newCounted(vdi.NewBackend(disks.client, vdi.BackendOptions{ReadOnly: o.readOnly, Only: o.target, As: o.export}), o.clients)
-	server, err := nbd.NewServer(nbd.Config{Logger: log}, backend)
-	if err != nil {
-		return err
-	}
-	l, err := listen(o)
+	p, err := openPorts(ctx, o, backend, log)
 	if err != nil {
 		return err
 	}
 	removePid, err := writePid(o.pidFile)
 	if err != nil {
-		l.Close()
+		p.close()
 		return err
 	}
 	defer removePid()
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(l) }()
+	served := p.serve()
 	if err := ready(); err != nil {
 		return err
 	}
 	err = until(ctx, o, backend, served)
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 	defer cancel()
-	return errors.Join(err, server.Shutdown(end))
+	return errors.Join(err, p.shutdown(end))
 }
 
 // until waits for what ends it: a signal, a broken listener, or the last client's leaving.
@@ -119,18 +112,6 @@ func exists(m *state.Map, target string) error {
 	name, snap := vdi.SplitName(target)
 	_, err := m.Lookup(name, snap)
 	return err
-}
-
-// listen opens the socket that the flags ask for.
-func listen(o *options) (net.Listener, error) {
-	if o.socket != "" {
-		return nbd.ListenUnix(nbd.UnixSocket{Path: o.socket})
-	}
-	l, err := net.Listen("tcp", o.bind)
-	if err != nil {
-		return nil, fmt.Errorf("listen for NBD clients: %w", err)
-	}
-	return l, nil
 }
 
 // writePid writes the process id, whole or not at all, and returns what removes it.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"path/filepath"
@@ -10,6 +11,8 @@ import (
 	"time"
 
 	"github.com/urfave/cli/v2"
+
+	"github.com/sheepdog-go/sheepdog/cmd/sheep/certs"
 )
 
 const (
@@ -32,7 +35,7 @@ func (s *shell) daemonCommand() *cli.Command {
 		&cli.StringFlag{Name: "nbd-socket", Usage: "unix socket `PATH` for NBD clients, or off (default: DIR/nbd.sock)"},
 		&cli.StringFlag{Name: "zone", Usage: "`NAME` of what fails together, a rack or a room: copies go to different zones (default: each node is one)"},
 		&cli.IntFlag{Name: "vnodes", Value: 64, Usage: "weight: its share of the data; 0: a gateway, which votes and exports and stores nothing"},
-	}, logFlags("info")...)}
+	}, append(certs.Flags("nbd-"), logFlags("info")...)...)}
 }
 
 // nodeOptions is what the command line says of a node.
@@ -46,7 +49,8 @@ type nodeOptions struct {
 	nbdSocket  string // path; "": off
 	zone       string
 	vnodes     int
-	small      bool // one of several in a process, on a laptop: little memory, small journals
+	security   *certs.Security // of NBD by TCP
+	small      bool            // one of several in a process, on a laptop: little memory, small journals
 }
 
 // daemonOptions checks the flags.
@@ -89,6 +93,14 @@ func daemonOptions(c *cli.Context) (*nodeOptions, error) {
 			return nil, err
 		}
 	}
+	if o.security, err = nbdSecurity(c); err != nil {
+		return nil, err
+	}
+	if o.nbd != "" {
+		if err := o.security.Check(c.Context, o.nbd); err != nil {
+			return nil, usageError(err)
+		}
+	}
 	switch socket := c.String("nbd-socket"); socket {
 	case off:
 	case "":
@@ -98,6 +110,17 @@ func daemonOptions(c *cli.Context) (*nodeOptions, error) {
 	}
 	return o, nil
 }
+
+// nbdSecurity reads the flags about TLS.
+func nbdSecurity(c *cli.Context) (*certs.Security, error) {
+	s, err := certs.FromFlags(c, "nbd-")
+	if errors.Is(err, certs.ErrUsage) {
+		return nil, usageError(err)
+	}
+	return s, err
+}
+
+func usageError(err error) error { return usagef("%v", err) }
 
 // listenAddress completes HOST to HOST:PORT.
 func listenAddress(text, port string) (string, error) {

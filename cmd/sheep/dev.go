@@ -19,6 +19,7 @@ import (
 
 	"github.com/sheepdog-go/sheepdog/cluster/admin"
 	"github.com/sheepdog-go/sheepdog/cluster/state"
+	"github.com/sheepdog-go/sheepdog/cmd/sheep/certs"
 )
 
 const (
@@ -141,7 +142,7 @@ func devHost(i int) string { return fmt.Sprintf("127.0.0.%d", i+1) }
 func (o *devOptions) node(i int) *nodeOptions {
 	dir := filepath.Join(o.dir, fmt.Sprintf("node%d", i+1))
 	n := &nodeOptions{dirs: []string{dir}, listen: net.JoinHostPort(devHost(i), strconv.Itoa(o.port)), gossipPort: o.gossipPort,
-		nbd: net.JoinHostPort(devHost(i), strconv.Itoa(o.nbdPort)), nbdSocket: filepath.Join(dir, "nbd.sock"), vnodes: 64, small: true}
+		nbd: net.JoinHostPort(devHost(i), strconv.Itoa(o.nbdPort)), nbdSocket: filepath.Join(dir, "nbd.sock"), vnodes: 64, small: true, security: new(certs.Security)}
 	for other := range o.nodes {
 		if other != i {
 			n.join = append(n.join, devHost(other))

@@ -61,6 +61,7 @@ func (s *shell) app() *cli.App {
 			s.clusterCommand(),
 			s.nodeCommand(),
 			s.vdiCommand(),
+			s.tlsCommand(),
 			s.diskCommand(),
 			s.completionCommand(),
 			s.manCommand(),

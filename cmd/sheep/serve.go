@@ -3,11 +3,9 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -25,7 +23,7 @@ type runningNode struct {
 	options *nodeOptions
 	node    *node.Node
 	gateway *gateway
-	nbd     *nbd.Server
+	nbd     nbdServers
 	admin   *admin.Server
 	log     *slog.Logger
 	started time.Time
@@ -46,7 +44,7 @@ func startNode(ctx context.Context, o *nodeOptions, log *slog.Logger) (*runningN
 	if err := o.checkBefore(ctx); err != nil {
 		return nil, err
 	}
-	listeners, err := o.listenNBD() // first: a node that cannot serve its clients shall not join the cluster
+	listeners, err := o.listenNBD(ctx) // first: a node that cannot serve its clients shall not join the cluster
 	if err != nil {
 		return nil, err
 	}
@@ -57,7 +55,7 @@ func startNode(ctx context.Context, o *nodeOptions, log *slog.Logger) (*runningN
 	}
 	n.gateway = newGateway(n.node, o, log)
 	requests := newRequestCounters()
-	n.nbd, err = nbd.NewServer(o.nbdConfig(log, requests), n.gateway)
+	n.nbd, err = newNBDServers(o, o.nbdConfig(log, requests), n.gateway)
 	if err != nil {
 		closeAll(listeners)
 		return nil, errors.Join(err, n.node.Stop(ctx))
@@ -65,7 +63,7 @@ func startNode(ctx context.Context, o *nodeOptions, log *slog.Logger) (*runningN
 	n.admin = admin.NewServer(&localNode{n}, log, requests.all()...)
 	n.serve(func() error { return n.admin.Serve(n.node.HTTP()) })
 	for _, l := range listeners {
-		n.serve(func() error { return n.nbd.Serve(l) })
+		n.serve(func() error { return n.nbd.behind(l).Serve(l) })
 	}
 	settle, cancel := context.WithCancel(context.Background())
 	n.unsettle = cancel
@@ -128,36 +126,6 @@ func (n *runningNode) stop(ctx context.Context) error {
 		n.log.Info("node stopped", "address", n.node.Addr())
 	})
 	return n.stopErr
-}
-
-// listenNBD opens the ports for NBD clients.
-func (o *nodeOptions) listenNBD() (list []net.Listener, err error) {
-	if o.nbd != "" {
-		l, err := net.Listen("tcp", o.nbd)
-		if err != nil {
-			return nil, fmt.Errorf("listen for NBD clients on %s: %w", o.nbd, rootCause(err))
-		}
-		list = append(list, l)
-	}
-	if o.nbdSocket != "" {
-		if err := os.MkdirAll(filepath.Dir(o.nbdSocket), 0o700); err != nil {
-			closeAll(list)
-			return nil, err
-		}
-		l, err := nbd.ListenUnix(nbd.UnixSocket{Path: o.nbdSocket})
-		if err != nil {
-			closeAll(list)
-			return nil, err
-		}
-		list = append(list, l)
-	}
-	return list, nil
-}
-
-func closeAll(list []net.Listener) {
-	for _, l := range list {
-		l.Close()
-	}
 }
 
 // rootCause is the errno in what package net says at length.

@@ -1,0 +1,97 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+
+	"github.com/sheepdog-go/sheepdog/nbd"
+)
+
+// nbdServers are a node's two ways to the same exports: TCP, with TLS and the list of who may open what as the flags say, and unix sockets, which
+// their file modes guard.
+type nbdServers struct{ tcp, local *nbd.Server }
+
+func newNBDServers(o *nodeOptions, cfg nbd.Config, b nbd.Backend) (s nbdServers, err error) {
+	if s.local, err = nbd.NewServer(cfg, b); err != nil {
+		return s, err
+	}
+	if cfg, err = o.security.Apply(cfg, cfg.Logger); err != nil {
+		return s, err
+	}
+	s.tcp, err = nbd.NewServer(cfg, b)
+	return s, err
+}
+
+// behind is the server for a listener.
+func (s nbdServers) behind(l net.Listener) *nbd.Server {
+	if l.Addr().Network() == "unix" {
+		return s.local
+	}
+	return s.tcp
+}
+
+// Shutdown drains both.
+func (s nbdServers) Shutdown(ctx context.Context) error {
+	local := make(chan error, 1)
+	go func() { local <- s.local.Shutdown(ctx) }()
+	return errors.Join(s.tcp.Shutdown(ctx), <-local)
+}
+
+// listenNBD opens the ports for NBD clients: those that systemd passed, or else those that the flags name.
+func (o *nodeOptions) listenNBD(ctx context.Context) (list []net.Listener, err error) {
+	if _, err := o.security.Apply(nbd.Config{}, slog.New(slog.DiscardHandler)); err != nil {
+		return nil, err // before the node joins
+	}
+	list, err = nbd.SystemdListeners()
+	if err != nil {
+		return nil, err
+	}
+	if len(list) > 0 {
+		return list, o.checkPassed(ctx, list)
+	}
+	if o.nbd != "" {
+		l, err := net.Listen("tcp", o.nbd)
+		if err != nil {
+			return nil, fmt.Errorf("listen for NBD clients on %s: %w", o.nbd, rootCause(err))
+		}
+		list = append(list, l)
+	}
+	if o.nbdSocket != "" {
+		if err := os.MkdirAll(filepath.Dir(o.nbdSocket), 0o700); err != nil {
+			closeAll(list)
+			return nil, err
+		}
+		l, err := nbd.ListenUnix(nbd.UnixSocket{Path: o.nbdSocket})
+		if err != nil {
+			closeAll(list)
+			return nil, err
+		}
+		list = append(list, l)
+	}
+	return list, nil
+}
+
+// checkPassed refuses ports from systemd that the flags would not open.
+func (o *nodeOptions) checkPassed(ctx context.Context, list []net.Listener) error {
+	for _, l := range list {
+		if l.Addr().Network() == "unix" {
+			continue
+		}
+		if err := o.security.Check(ctx, l.Addr().String()); err != nil {
+			closeAll(list)
+			return fmt.Errorf("socket from systemd: %w", err)
+		}
+	}
+	return nil
+}
+
+func closeAll(list []net.Listener) {
+	for _, l := range list {
+		l.Close()
+	}
+}
