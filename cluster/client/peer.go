@@ -209,7 +209,11 @@ func (p *peer) Frame(conn *wire.Conn, f *wire.Frame, b *wire.Batch) {
 		conn.Close(err)
 		return
 	}
+	superseded := pc.req.Status == wire.StatusOldConn && pc.epoch == 0
 	p.c.answered(pc, b)
+	if superseded { // by what was relayed under a higher epoch: this connection is refused for ever
+		conn.Close(fmt.Errorf("node %d has heard of a newer connection", p.node))
+	}
 }
 
 // greeted: the primary has dropped what was unnumbered from our older connections (R15). What waits may go.

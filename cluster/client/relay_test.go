@@ -95,3 +95,28 @@ func TestR18UnreachablePrimaryIsReachedThroughOthers(t *testing.T) {
 		closeAll(t, c, d)
 	})
 }
+
+// TestR15SupersededConnectionIsReplaced: what was relayed under a higher epoch arrives after the direct connection was greeted.
+func TestR15SupersededConnectionIsReplaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t, 3)
+		f.vdi("alpha", 64<<20)
+		c := f.program()
+		d := open(t, c, "alpha")
+		f.move(f.Map().GroupFor(f.Map().Working("alpha"), 0), 2)
+		if err := write(d, 0, pattern(4096, 1)); err != nil {
+			t.Fatal(err)
+		}
+		f.supersede(c.ID(), 2, c.epochs.Add(1))
+		done := start(d, &Op{Kind: wire.KindWrite, Len: 4096, Data: pattern(4096, 2)})
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Fatal(err)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatal("still refused")
+		}
+		closeAll(t, c, d)
+	})
+}
