@@ -113,6 +113,9 @@ func (s *session) renewOnce(ctx context.Context, old *ident) (err error, final b
 	if err != nil {
 		return err, false // if somebody else has it now, the next map says so
 	}
+	if ses.ID == old.sess {
+		return nil, false // it had not ended
+	}
 	v := m.VDI(ses.Vid)
 	if v == nil || ses.Gen != old.sessGen+1 && !(v.Shared && ses.Gen == old.sessGen) {
 		c.cfg.Propose(try, c.command(func(cmd *state.Command) { cmd.CloseSess = &state.CloseSess{ID: ses.ID} }))

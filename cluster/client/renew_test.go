@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/sheepdog-go/sheepdog/cluster/state"
+	"github.com/sheepdog-go/sheepdog/cluster/wire"
 )
 
 // TestR14StrangerWhileOpeningAgain: the map says that nobody had the VDI, but by the time the command is decided somebody had.
@@ -37,4 +38,43 @@ func TestR14StrangerWhileOpeningAgain(t *testing.T) {
 		}
 		closeAll(t, c, d)
 	})
+}
+
+// TestR14OldMapDoesNotEndASession: the tender holds a map from before the session was granted.
+func TestR14OldMapDoesNotEndASession(t *testing.T) {
+	each(t, 3, func(t *testing.T, f *fake, c *Client) {
+		old := f.Map()
+		d := open(t, c, "alpha")
+		follow(d, old)
+		if d.s.renewing {
+			t.Error("opened again for an old map")
+		}
+		time.Sleep(time.Minute)
+		if err := write(d, 0, pattern(4096, 1)); err != nil {
+			t.Error(err)
+		}
+		closeAll(t, c, d)
+	})
+}
+
+// TestR14OpeningAgainWhatHadNotEnded: raft answers with the very session, which nobody took.
+func TestR14OpeningAgainWhatHadNotEnded(t *testing.T) {
+	each(t, 3, func(t *testing.T, f *fake, c *Client) {
+		d := open(t, c, "alpha")
+		d.s.lapse()
+		time.Sleep(time.Minute)
+		if err := write(d, 0, pattern(4096, 1)); err != nil {
+			t.Error(err)
+		}
+		if n := len(f.Map().Sessions); n != 1 {
+			t.Errorf("%d sessions", n)
+		}
+		closeAll(t, c, d)
+	})
+}
+
+func follow(d *Disk, m *state.Map) {
+	var b wire.Batch
+	d.s.follow(m, &b)
+	b.End()
 }

@@ -170,6 +170,9 @@ func (s *session) follow(m *state.Map, b *wire.Batch) {
 	old := s.ident.Load()
 	now := *old
 	s.followGroups(m, b)
+	if m.Index < old.index {
+		return // of before the session was granted: the tender looked just before
+	}
 	if s.writer {
 		ses := m.Session(old.sess)
 		if ses == nil || ses.Gen != old.sessGen {
