@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -26,23 +25,57 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"sheep": main, "dog": main, "collie": main})
 }
 
-// firstPort is where the made-up clusters of the scripts listen, each script on a port of its own, each node on an address of its own.
-const firstPort = 17200
+// nodeHosts are the addresses of a script's nodes; they share a port, as nodes do.
+var nodeHosts = []string{"127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4"}
+
+// listenAll listens on one port that is free on all of hosts.
+func listenAll(hosts []string) ([]net.Listener, int, error) {
+	var last error
+	for range 100 {
+		first, err := net.Listen("tcp", net.JoinHostPort(hosts[0], "0"))
+		if err != nil {
+			return nil, 0, err
+		}
+		port := first.Addr().(*net.TCPAddr).Port
+		list := []net.Listener{first}
+		for _, host := range hosts[1:] {
+			l, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(port)))
+			if err != nil {
+				last = err
+				break
+			}
+			list = append(list, l)
+		}
+		if len(list) == len(hosts) {
+			return list, port, nil
+		}
+		closeAll(list)
+	}
+	return nil, 0, last
+}
+
+// freePort is a port that was free on all of nodeHosts a moment ago.
+func freePort() (int, error) {
+	list, port, err := listenAll(nodeHosts)
+	closeAll(list)
+	return port, err
+}
 
 // TestScripts runs the stories in testdata/script, each against a made-up cluster of three nodes whose agreed state is the true one.
 func TestScripts(t *testing.T) {
-	var scripts atomic.Int32
 	testscript.Run(t, testscript.Params{
 		Dir:           "testdata/script",
 		UpdateScripts: os.Getenv("UPDATE_GOLDEN") != "", // to be looked at before it is committed
 		Setup: func(e *testscript.Env) error {
-			port := firstPort + int(scripts.Add(1)) - 1
+			listeners, port, err := listenAll(nodeHosts[:3])
+			if err != nil {
+				return err
+			}
 			e.Setenv("PORT", strconv.Itoa(port))
-			e.Setenv("SHEEP_ADDRESS", fmt.Sprintf("127.0.0.1:%d", port))
+			e.Setenv("SHEEP_ADDRESS", listeners[0].Addr().String())
 			e.Setenv("TZ", "UTC")
-			c, err := serveFake(e, port)
-			e.Values["cluster"] = c
-			return err
+			e.Values["cluster"] = serveFake(e, listeners)
+			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits": exits,
@@ -60,22 +93,21 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-func serveFake(e *testscript.Env, port int) (*admintest.Cluster, error) {
+func serveFake(e *testscript.Env, listeners []net.Listener) *admintest.Cluster {
 	var addrs []string
-	for i := range 3 {
-		addrs = append(addrs, fmt.Sprintf("127.0.0.%d:%d", i+1, port))
+	for _, l := range listeners {
+		addrs = append(addrs, l.Addr().String())
 	}
 	c := admintest.New(addrs...)
-	for i, addr := range addrs {
-		l, err := net.Listen("tcp", addr)
-		if err != nil {
-			return nil, err
-		}
+	for i, l := range listeners {
 		s := admin.NewServer(c.Node(i), slog.New(slog.DiscardHandler))
 		go s.Serve(l)
-		e.Defer(func() { s.Shutdown(context.Background()) })
+		e.Defer(func() {
+			s.Shutdown(context.Background())
+			l.Close()
+		})
 	}
-	return c, nil
+	return c
 }
 
 func fake(ts *testscript.TestScript) *admintest.Cluster {
@@ -126,13 +158,10 @@ func stopped(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// realPort is where the scripts with real nodes listen: HTTP and frames here, gossip one above, NBD two above.
-const realPort = 17290
-
 // TestRealNodes runs the stories in testdata/real, one after the other: nodes with disks, in processes of their own.
 func TestRealNodes(t *testing.T) {
-	if testing.Short() {
-		t.Skip("starts clusters")
+	if testing.Short() || raceEnabled {
+		t.Skip("starts whole clusters")
 	}
 	files, err := filepath.Glob("testdata/real/*.txt")
 	if err != nil || len(files) == 0 {
@@ -142,10 +171,14 @@ func TestRealNodes(t *testing.T) {
 		testscript.RunT(sequential{t}, testscript.Params{
 			Files: []string{file},
 			Setup: func(e *testscript.Env) error {
-				for i, name := range []string{"PORT", "GOSSIP", "NBD"} {
-					e.Setenv(name, strconv.Itoa(realPort+i))
+				for _, name := range []string{"PORT", "GOSSIP", "NBD"} {
+					port, err := freePort()
+					if err != nil {
+						return err
+					}
+					e.Setenv(name, strconv.Itoa(port))
 				}
-				e.Setenv("SHEEP_ADDRESS", fmt.Sprintf("127.0.0.1:%d", realPort))
+				e.Setenv("SHEEP_ADDRESS", "127.0.0.1:"+e.Getenv("PORT"))
 				e.Setenv("TZ", "UTC")
 				e.Setenv("TMPDIR", filepath.Join(e.WorkDir, ".tmp"))
 				return nil
