@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"io/fs"
 
 	"github.com/sheepdog-go/sheepdog/cluster/client"
 	"github.com/sheepdog-go/sheepdog/cluster/wire"
@@ -47,7 +48,7 @@ func (s *Stream) ReadAt(p []byte, off int64) (int, error) {
 // WriteAt implements io.WriterAt.
 func (s *Stream) WriteAt(p []byte, off int64) (int, error) {
 	if off < 0 {
-		return 0, fmt.Errorf("write %s at %d: %w", s.d.Name(), off, io.ErrUnexpectedEOF)
+		return 0, fmt.Errorf("write %s at %d: %w", s.d.Name(), off, fs.ErrInvalid)
 	}
 	buf := append([]byte(nil), p...)
 	if err := s.do(&client.Op{Kind: wire.KindWrite, Off: uint64(off), Len: uint64(len(p)), Data: buf, Owner: garbage{}}); err != nil {
