@@ -24,6 +24,8 @@
 //     before anything is sent again, and terms and generations fence what is elsewhere.
 //   - Changes that are acknowledged and not flushed are kept, bounded by Config.RetainBytesMax; when all nodes of a group lost power they are sent again, in order,
 //     before anything else goes there. What cannot be sent again fails the reads of those blocks and the next FLUSH; nothing is lost silently.
+//   - Several clients may write a shared VDI: a FLUSH by any of them covers all. What a power cut took of it is not sent again, since others may have written there
+//     since; the reads of those blocks fail where they were written, and the next FLUSH of every client fails.
 //   - A session that others ended stays ended: its requests fail with EIO. One that merely lapsed is opened again, if nobody had the VDI meanwhile.
 //
 // # Cost

@@ -30,7 +30,7 @@ func (s *session) flush(op *Op, b *wire.Batch) {
 		s.mu.Unlock()
 		return
 	}
-	if len(s.dirty) == 0 && !s.inherit {
+	if len(s.dirty) == 0 && !s.inherit && !s.shared {
 		s.mu.Unlock()
 		op.Done(op, b)
 		return
@@ -47,7 +47,7 @@ func (r *round) join(op *Op) {
 // begin starts a round. mu is held, and released.
 func (s *session) begin(r *round, b *wire.Batch) {
 	s.round = r
-	if s.inherit {
+	if s.inherit || s.shared && r.ops != nil { // others' writes are covered too: that is what NBD's multi-conn promises
 		s.inheritAll()
 	}
 	groups := s.dirty
@@ -71,22 +71,23 @@ func (s *session) begin(r *round, b *wire.Batch) {
 	s.roundDown(r, b)
 }
 
-// inheritAll marks every group that may hold what an earlier session wrote and did not flush. mu is held.
+// inheritAll marks every group that may hold what an earlier session, or another client, wrote and did not flush. mu is held.
 func (s *session) inheritAll() {
 	s.inherit = false
-	m := s.c.cfg.Maps.Map()
-	groups := m.PoolGroups(s.pool.ID)
+	s.cover()
+	for _, sg := range s.sgAll {
+		sg.inherit = true
+		s.markDirty(sg)
+	}
+}
+
+// cover makes the entries of all groups that objects of the VDI belong to. mu is held.
+func (s *session) cover() {
+	groups := s.c.cfg.Maps.Map().PoolGroups(s.pool.ID)
 	objects := (s.ident.Load().size + objectSize - 1) / objectSize
-	found := 0
-	for i := uint64(0); i < objects && found < len(groups); i++ {
-		idx := state.GroupOf(s.pool, s.root, uint32(i)).Index()
-		if idx >= len(groups) {
-			continue
-		}
-		if sg := s.getGroup(groups[idx]); !sg.inherit {
-			sg.inherit = true
-			found++
-			s.markDirty(sg)
+	for ; s.covered < objects && len(s.sgAll) < len(groups); s.covered++ {
+		if idx := state.GroupOf(s.pool, s.root, uint32(s.covered)).Index(); idx < len(groups) {
+			s.getGroup(groups[idx])
 		}
 	}
 }

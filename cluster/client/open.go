@@ -170,11 +170,15 @@ func (c *Client) newSession(m *state.Map, v *state.VDI, ses *state.Session, name
 	if ses != nil {
 		s.writer = true
 		id.sess, id.sessGen = ses.ID, ses.Gen
+		s.shared = v.Shared
 		s.inherit = true // also with the first generation: raft gives a client that asks again the session it has
 	} else {
 		s.refs = 1
 	}
 	s.ident.Store(id)
+	if s.shared {
+		s.cover() // from now on it counts when one of them resumes
+	}
 	c.mu.Lock()
 	c.sessions[s] = struct{}{}
 	c.mu.Unlock()

@@ -1,6 +1,10 @@
 package client
 
 import (
+	"errors"
+	"fmt"
+	"syscall"
+
 	"github.com/sheepdog-go/sheepdog/cluster/state"
 	"github.com/sheepdog-go/sheepdog/cluster/wire"
 )
@@ -11,6 +15,8 @@ import (
 //	steady ──(map: Resumes rose)──▶ held ──(map: RecoveredAt caught up)──▶ resending ──▶ steady
 //	  ▲                              │ nothing retained                        │ Resumes rose again
 //	  └──────────────────────────────┘                                         └──▶ held
+//
+// A shared VDI's are not sent again: they count as lost.
 type replay struct {
 	target  uint64 // Group.Resumes that this answers
 	items   []*retainedItem
@@ -52,7 +58,7 @@ func (s *session) resume(sg *sgroup, b *wire.Batch) {
 		sg.resumedTerm = g.Term
 	}
 	if sg.keep.first == nil {
-		sg.resumes.Store(g.Resumes)
+		s.resumed(sg, g.Resumes)
 		s.releaseHeld(sg, b)
 		return
 	}
@@ -66,13 +72,41 @@ func (s *session) resume(sg *sgroup, b *wire.Batch) {
 	}
 	items := sg.keep.beyond(from)
 	if len(items) == 0 {
-		sg.resumes.Store(g.Resumes)
+		s.resumed(sg, g.Resumes)
+		s.releaseHeld(sg, b)
+		return
+	}
+	if s.shared {
+		for _, it := range items {
+			s.lose(it, errMayBeOverwritten)
+		}
+		s.account(-sg.keep.dropIf(func(it *retainedItem) bool { return it.lsn > from }))
+		s.resumed(sg, g.Resumes)
 		s.releaseHeld(sg, b)
 		return
 	}
 	s.c.log.Warn("sending acknowledged writes again", "vdi", s.name, "group", uint32(sg.id), "writes", len(items), "recovered", g.Recovered)
 	sg.replay = &replay{target: g.Resumes, items: items}
 	s.pump(sg, b)
+}
+
+// Whether another client of a shared VDI wrote there since is not known: sending again might take its later write back (invariant 7).
+var errMayBeOverwritten = errors.New("the VDI is shared, and others may have written there since")
+
+// resumed notes that all that was acknowledged here is there again, or known to be lost. If other clients may have lost what they had not
+// flushed, the next flush fails: it would have to cover that, and only they know. mu is held.
+func (s *session) resumed(sg *sgroup, count uint64) {
+	sg.resumes.Store(count)
+	if !s.shared || s.lostFlush != nil {
+		return
+	}
+	id := s.ident.Load()
+	for _, other := range s.c.cfg.Maps.Map().SessionsOf(id.vid) {
+		if other.ID != id.sess {
+			s.lostFlush = fmt.Errorf("%s: the nodes of group %d lost power; what other clients wrote and had not flushed may be lost: %w", s.name, uint32(sg.id), syscall.EIO)
+			return
+		}
+	}
 }
 
 // releaseHeld lets go what was held. mu is held, and released.
@@ -108,7 +142,7 @@ func (s *session) pump(sg *sgroup, b *wire.Batch) {
 		s.resume(sg, b)
 		return
 	}
-	sg.resumes.Store(r.target)
+	s.resumed(sg, r.target)
 	s.releaseHeld(sg, b)
 }
 

@@ -94,10 +94,15 @@ func (k *retained) pop() int64 {
 
 // durableBelow drops what a durable entry with this number made durable: a group is always at a prefix of its numbers (R1).
 func (k *retained) durableBelow(lsn uint64) (n int64) {
+	return k.dropIf(func(it *retainedItem) bool { return it.lsn < lsn })
+}
+
+// dropIf drops the items that f picks, and returns how many bytes that frees.
+func (k *retained) dropIf(f func(*retainedItem) bool) (n int64) {
 	var list retained
 	for it := k.first; it != nil; {
 		next := it.next
-		if it.lsn < lsn {
+		if f(it) {
 			n += it.cost()
 			it.free()
 		} else {

@@ -22,6 +22,7 @@ type session struct {
 	name   string // as it was opened, for messages and for opening again
 	writer bool   // has a session with raft; otherwise only reads
 	snap   bool   // of a snapshot: never follows its name
+	shared bool   // other clients may write the VDI too
 	root   uint32
 	rootID uint64 // the family's generation
 	pool   *state.Pool
@@ -44,6 +45,7 @@ type session struct {
 	acks      uint64     // acknowledged changes, counted
 	kept      int64      // bytes retained
 	sgAll     []*sgroup  // all of groups
+	covered   uint64     // objects, from the first, whose groups are all in sgAll
 	dirty     []*sgroup  // with something to flush, those of the round under way not included
 	inherit   bool       // the next flush covers predecessors (R17); set until the first flush
 	round     *round     // the flush under way
