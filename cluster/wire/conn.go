@@ -253,13 +253,13 @@ func (c *Conn) writeLoop() {
 func (c *Conn) readLoop() {
 	r := reader{nc: c.nc, buf: make([]byte, readBufBytes)}
 	var b Batch
+	var f Frame // one for all frames: handlers keep nothing of it
 	var err error
 	for err == nil {
 		if err = r.fill(); err != nil {
 			break
 		}
 		for {
-			var f Frame
 			var ok bool
 			if f, ok, err = r.next(); err != nil || !ok {
 				break

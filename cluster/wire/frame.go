@@ -23,6 +23,9 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // Checksum is the CRC-32C of b.
 func Checksum(b []byte) uint32 { return crc32.Checksum(b, castagnoli) }
 
+// fourZeros stand for the head's checksum while it is computed.
+var fourZeros = make([]byte, 4)
+
 // Header is the fixed part of a frame.
 type Header struct {
 	Kind   Kind
@@ -90,9 +93,8 @@ func headLens(b []byte) (meta, data int, err error) {
 
 // parseHead decodes a header and checks it together with its meta.
 func parseHead(b, meta []byte) (h Header, err error) {
-	var zero [4]byte
 	sum := crc32.Checksum(b[:28], castagnoli)
-	sum = crc32.Update(sum, castagnoli, zero[:])
+	sum = crc32.Update(sum, castagnoli, fourZeros)
 	sum = crc32.Update(sum, castagnoli, b[32:headBytes])
 	sum = crc32.Update(sum, castagnoli, meta)
 	if got := binary.LittleEndian.Uint32(b[28:]); got != sum {
