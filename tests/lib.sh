@@ -75,7 +75,7 @@ expect_rc() {
 expect_failure() { ! "$@"; }
 below() { awk -v v="$1" -v l="$2" 'BEGIN{ if (v == "" || v + 0 >= l + 0) { print v " is not below " l; exit 1 } print v " < " l }'; }
 says() { grep -qE -- "$1" "$2"; }          # says REGEX FILE
-silent() { ! grep -E -- "$1" "$2"; }       # no line of FILE matches REGEX
+silent() { local re=$1; shift; ! grep -hE -- "$re" "$@"; } # no line of the FILES matches REGEX
 
 # spawn COMMAND...: in the background, stopped at the end; its pid in $spawned.
 spawn() { "$@" & track $!; }
