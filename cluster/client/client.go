@@ -153,9 +153,17 @@ func (c *Client) lookAround(m *state.Map, b *wire.Batch) {
 		v.(*peer).look(m, now, b)
 		return true
 	})
-	if c.Stats.Retained.Load() >= c.cfg.RetainBytesMax {
-		for _, s := range c.allSessions() {
+	retained := c.Stats.Retained.Load()
+	full, room := retained >= c.cfg.RetainBytesMax, c.Stats.Throttled.Load() > 0 && retained < 2*c.cfg.RetainBytesMax
+	if !full && !room {
+		return
+	}
+	for _, s := range c.allSessions() {
+		if full {
 			s.flushSelf(b)
+		}
+		if room { // another session's flush may have made it, and this one need not have a round to come
+			s.unthrottle(b)
 		}
 	}
 }

@@ -498,3 +498,30 @@ func TestFUACoversOnlyWhatIsBeneath(t *testing.T) {
 		closeAll(t, c, d)
 	})
 }
+
+// TestThrottledWritesGoOnWhenOthersMadeRoom: what another session flushed makes room before the tender has looked.
+func TestThrottledWritesGoOnWhenOthersMadeRoom(t *testing.T) {
+	each(t, 3, func(t *testing.T, f *fake, c *Client) {
+		d := open(t, c, "alpha")
+		if err := write(d, 0, pattern(4096, 1)); err != nil {
+			t.Fatal(err)
+		}
+		c.parkMu.Lock() // the tender gets no further
+		c.Stats.Retained.Add(2 * c.cfg.RetainBytesMax)
+		done := start(d, &Op{Kind: wire.KindWrite, Len: 4096, Data: pattern(4096, 2)})
+		if n := c.Stats.Throttled.Load(); n != 1 {
+			t.Errorf("%d writes wait", n)
+		}
+		c.Stats.Retained.Add(-2 * c.cfg.RetainBytesMax)
+		c.parkMu.Unlock()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Error(err)
+			}
+		case <-time.After(time.Minute):
+			t.Fatal("a write waits for ever")
+		}
+		closeAll(t, c, d)
+	})
+}

@@ -164,10 +164,14 @@ func (k *retained) drop() (n int64) {
 	return n
 }
 
-// account adds to what is retained, and has the tender flush when that is too much. mu is held.
+// account adds to what is retained, has the tender flush when that is too much, and let go what waits when it is so no more. mu is held.
 func (s *session) account(n int64) {
 	s.kept += n
-	if now := s.c.Stats.Retained.Add(n); n > 0 && now >= s.c.cfg.RetainBytesMax && now-n < s.c.cfg.RetainBytesMax {
+	now := s.c.Stats.Retained.Add(n)
+	switch bound := s.c.cfg.RetainBytesMax; {
+	case n > 0 && now >= bound && now-n < bound:
+		s.c.wakeTender()
+	case n < 0 && now < 2*bound && now-n >= 2*bound:
 		s.c.wakeTender()
 	}
 }

@@ -118,6 +118,7 @@ func (s *session) submit(p *piece, b *wire.Batch) {
 	s.mu.Lock()
 	if s.c.Stats.Retained.Load() >= 2*s.c.cfg.RetainBytesMax && p.req.Flags&wire.FlagFUA == 0 && s.kept > 0 {
 		s.throttled.push(p)
+		s.c.Stats.Throttled.Add(1)
 		s.mu.Unlock()
 		s.c.wakeTender()
 		return
@@ -136,6 +137,7 @@ func (s *session) unthrottle(b *wire.Batch) {
 	s.mu.Lock()
 	list := s.throttled.take()
 	s.mu.Unlock()
+	s.c.Stats.Throttled.Add(-int64(list.n))
 	for p := list.pop(); p != nil; p = list.pop() {
 		s.submit(p, b)
 	}
@@ -149,6 +151,7 @@ func (s *session) kill(err error, b *wire.Batch) {
 	s.c.forget(s)
 	s.mu.Lock()
 	lists := []pieceList{s.waiting.take(), s.throttled.take()}
+	s.c.Stats.Throttled.Add(-int64(lists[1].n))
 	for _, sg := range s.sgAll {
 		lists = append(lists, sg.held.take())
 		sg.replay = nil

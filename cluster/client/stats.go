@@ -19,6 +19,7 @@ type Stats struct {
 	Mismatches atomic.Int64 // answers whose bytes did not fit their checksum
 
 	Retained     atomic.Int64 // bytes kept until they are flushed (R17), now
+	Throttled    atomic.Int64 // writes that wait until less is retained, now
 	SelfFlushes  atomic.Int64 // flushes because too much was kept
 	Resent       atomic.Int64 // acknowledged writes sent again after a set resumed (R17)
 	Lost         atomic.Int64 // acknowledged writes that could not be
