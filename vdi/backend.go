@@ -39,7 +39,7 @@ func SplitName(export string) (name, snap string) {
 func (b *Backend) List(context.Context) ([]nbd.ExportInfo, error) {
 	m := b.c.Map()
 	if b.o.Only != "" {
-		info, err := b.info(m, b.o.Only)
+		info, _, err := b.info(m, b.o.Only)
 		if err != nil {
 			return nil, err
 		}
@@ -59,7 +59,8 @@ func (b *Backend) Info(_ context.Context, export string) (nbd.ExportInfo, error)
 	if err != nil {
 		return nbd.ExportInfo{}, err
 	}
-	return b.info(b.c.Map(), target)
+	info, _, err := b.info(b.c.Map(), target)
+	return info, err
 }
 
 // Open opens an export for one connection.
@@ -73,14 +74,17 @@ func (b *Backend) Open(ctx context.Context, export string) (nbd.Device, nbd.Expo
 	if err != nil {
 		return nil, nbd.ExportInfo{}, err
 	}
-	info, err := b.info(b.c.Map(), target)
+	m := b.c.Map()
+	info, v, err := b.info(m, target)
 	if err != nil {
 		d.Close(ctx)
 		return nil, nbd.ExportInfo{}, err
 	}
 	info.Size = d.Size()
 	info.ReadOnly = d.ReadOnly()
-	return NewDevice(d), info, nil
+	dev := NewDevice(d)
+	dev.maps, dev.pins = b.c.Map, pinned(m, v)
+	return dev, info, nil
 }
 
 // resolve says which VDI an export name means.
@@ -96,13 +100,17 @@ func (b *Backend) resolve(export string) (string, error) {
 
 func (b *Backend) name() string { return cmp.Or(b.o.As, b.o.Only) }
 
-func (b *Backend) info(m *state.Map, target string) (nbd.ExportInfo, error) {
+func (b *Backend) info(m *state.Map, target string) (nbd.ExportInfo, *state.VDI, error) {
 	name, snap := SplitName(target)
 	v, err := m.Lookup(name, snap)
 	if err != nil {
-		return nbd.ExportInfo{}, fmt.Errorf("export %q: %w", target, err)
+		return nbd.ExportInfo{}, nil, fmt.Errorf("export %q: %w", target, err)
 	}
-	return b.describe(v), nil
+	info := b.describe(v)
+	for _, p := range pinned(m, v) {
+		info.Contexts = append(info.Contexts, p.context)
+	}
+	return info, v, nil
 }
 
 func (b *Backend) describe(v *state.VDI) nbd.ExportInfo {

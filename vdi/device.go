@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/sheepdog-go/sheepdog/cluster/client"
+	"github.com/sheepdog-go/sheepdog/cluster/state"
 	"github.com/sheepdog-go/sheepdog/cluster/wire"
 	"github.com/sheepdog-go/sheepdog/nbd"
 )
@@ -22,6 +23,9 @@ const closeTimeout = 10 * time.Second
 type Device struct {
 	d *client.Disk
 	b wire.Batch // of the connection's reader goroutine
+
+	maps func() *state.Map // for pins; nil: there are none
+	pins []pin             // the snapshots whose dirty bitmaps are offered
 }
 
 // NewDevice makes a Device of a disk, which it closes when it is closed.
@@ -34,6 +38,7 @@ type request struct {
 
 	disk *client.Disk // block status
 	at   uint64       // block status: how far it is told
+	tell []teller     // block status: for each context, what an extent means
 }
 
 var requests = sync.Pool{New: func() any {
@@ -105,7 +110,7 @@ func done(op *client.Op, b *wire.Batch) {
 }
 
 func (q *request) free() {
-	q.r, q.disk = nil, nil
+	q.r, q.disk, q.tell = nil, nil, q.tell[:0]
 	q.op.Data, q.op.Owner, q.op.Err = nil, nil, nil
 	requests.Put(q)
 }

@@ -4,6 +4,7 @@ import (
 	"github.com/sheepdog-go/sheepdog/cluster/client"
 	"github.com/sheepdog-go/sheepdog/cluster/wire"
 	"github.com/sheepdog-go/sheepdog/nbd"
+	"github.com/sheepdog-go/sheepdog/objstore"
 )
 
 const (
@@ -13,8 +14,14 @@ const (
 	statusMax  = 4 << 30
 )
 
-// status tells a client which blocks hold bytes (base:allocation).
+// teller says what an extent means in one metadata context.
+type teller interface{ flags(wire.Extent) uint64 }
+
+// status tells a client which blocks hold bytes (base:allocation), and which have changed since a snapshot (dirty.go).
 func (d *Device) status(q *request) {
+	for i := range q.r.Contexts() {
+		q.tell = append(q.tell, d.teller(q.r.Context(i)))
+	}
 	q.at = q.r.Offset
 	q.disk = d.d
 	q.op.Kind, q.op.Done = wire.KindExtents, told
@@ -60,7 +67,7 @@ func (q *request) add(op *client.Op) (more bool) {
 		}
 		more = false
 		for i := range r.Contexts() {
-			if r.AddExtent(i, to-from, flagsOf(e)) {
+			if r.AddExtent(i, to-from, q.tell[i].flags(e)) {
 				more = true
 			}
 		}
@@ -71,16 +78,30 @@ func (q *request) add(op *client.Op) (more bool) {
 	}
 	if q.at < end { // a primary that said less than it was asked: nothing is claimed of the rest
 		for i := range r.Contexts() {
-			more = r.AddExtent(i, end-q.at, 0) || more
+			more = r.AddExtent(i, end-q.at, q.tell[i].flags(unknown)) || more
 		}
 		q.at = end
 	}
 	return more
 }
 
-func flagsOf(e wire.Extent) uint64 {
+// unknown is an extent of which nothing may be claimed.
+var unknown = wire.Extent{State: uint8(objstore.Bad)}
+
+// allocation tells base:allocation.
+type allocation struct{}
+
+func (allocation) flags(e wire.Extent) uint64 {
 	if client.Hole(e) {
 		return nbd.StateHole | nbd.StateZero
 	}
 	return 0
+}
+
+// teller is for one context that the client selected.
+func (d *Device) teller(context string) teller {
+	if context == nbd.BaseAllocation {
+		return allocation{}
+	}
+	return d.changes(context)
 }
