@@ -105,7 +105,9 @@ func (s *session) flushed(p *piece, err error, b *wire.Batch) {
 	s.mu.Lock()
 	sg, r := p.sg, p.round
 	if err == nil {
-		s.account(-sg.keep.flushed(p.upTo))
+		if sg.replay == nil { // it has items in hand
+			s.account(-sg.keep.flushed(p.upTo))
+		}
 		if p.all {
 			sg.inherit = false
 		}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -521,6 +522,47 @@ func TestThrottledWritesGoOnWhenOthersMadeRoom(t *testing.T) {
 			}
 		case <-time.After(time.Minute):
 			t.Fatal("a write waits for ever")
+		}
+		closeAll(t, c, d)
+	})
+}
+
+// counted is an Owner that knows how many hold it.
+type counted struct{ n atomic.Int32 }
+
+func (o *counted) Retain()  { o.n.Add(1) }
+func (o *counted) Release() { o.n.Add(-1) }
+
+// TestR17ResentPiecesHoldTheirPayload: the session dies while a primary in this process still has a write that was sent again.
+func TestR17ResentPiecesHoldTheirPayload(t *testing.T) {
+	each(t, 3, func(t *testing.T, f *fake, c *Client) {
+		d := open(t, c, "alpha")
+		id := f.Map().GroupFor(f.Map().Working("alpha"), 0)
+		f.move(id, 0)
+		var owner counted
+		if err := do(d, &Op{Kind: wire.KindWrite, Len: 4096, Data: pattern(4096, 1), Owner: &owner}); err != nil {
+			t.Fatal(err)
+		}
+		f.setFault(func(_ state.NodeID, r *wire.Request) verdict {
+			if r.Kind == wire.KindWrite {
+				return tardy
+			}
+			return serve
+		})
+		f.powerCut(id, 0)
+		time.Sleep(500 * time.Millisecond)
+		if n := c.Stats.Resent.Load(); n != 1 {
+			t.Fatalf("%d writes sent again", n)
+		}
+		var b wire.Batch
+		d.s.kill(fmt.Errorf("killed: %w", syscall.EIO), &b)
+		b.End()
+		if n := owner.n.Load(); n < 1 {
+			t.Errorf("held %d times while it is under way", n)
+		}
+		time.Sleep(time.Minute)
+		if n := owner.n.Load(); n != 0 {
+			t.Errorf("held %d times in the end", n)
 		}
 		closeAll(t, c, d)
 	})

@@ -164,7 +164,10 @@ func (s *session) resent(sg *sgroup, it *retainedItem) *piece {
 	r.Kind, r.Group = it.kind, uint32(sg.id)
 	r.IO = wire.IO{Key: uint64(s.root)<<32 | uint64(it.index), Off: it.off, Len: it.len}
 	r.Client, r.Epoch, r.To = s.c.cfg.ID, localEpoch, p
-	r.Data, r.Owner = it.data, it.owner
+	if r.Data, r.Owner = it.data, it.owner; r.Owner != nil {
+		r.Owner.Retain() // the item may be forgotten while a primary in this process still has the request
+		p.owned = true
+	}
 	if r.Kind == wire.KindWrite {
 		p.sum()
 	}
@@ -185,7 +188,6 @@ func (s *session) resentDone(p *piece, err error, abort bool, b *wire.Batch) {
 	s.mu.Lock()
 	sg, r, it := p.sg, p.replay, p.again
 	lsn := p.req.Done.LSN
-	p.req.Data, p.req.Owner = nil, nil
 	putPiece(p)
 	if sg.replay != r { // the session died meanwhile
 		s.mu.Unlock()
