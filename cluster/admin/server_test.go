@@ -214,7 +214,7 @@ func TestUsageSums(t *testing.T) {
 func TestCheckStreams(t *testing.T) {
 	c, clients := start(t, 3)
 	format(t, clients[0], 3)
-	c.Findings = []string{"object 1 differs"}
+	c.SetFindings("object 1 differs")
 	var objects uint64
 	var findings []string
 	err := clients[1].Check(t.Context(), false, func(e admin.CheckEvent) {

@@ -86,7 +86,7 @@ func TestScripts(t *testing.T) {
 				fake(ts).Return(state.NodeID(number(ts, args[0])))
 			},
 			"usage":    setUsage,
-			"findings": func(ts *testscript.TestScript, _ bool, args []string) { fake(ts).Findings = args },
+			"findings": func(ts *testscript.TestScript, _ bool, args []string) { fake(ts).SetFindings(args...) },
 			"open":     openSession,
 			"stopped":  stopped,
 		},

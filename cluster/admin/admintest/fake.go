@@ -27,8 +27,7 @@ type Cluster struct {
 	stopped []bool
 	usage   admin.Usage
 
-	Findings []string // what Check finds
-	Stuck    bool     // snapshots never freeze
+	findings []string
 }
 
 // New returns an unformatted cluster whose nodes shall have these addresses.
@@ -44,6 +43,13 @@ func (c *Cluster) SetUsage(vid uint32, bytes uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.usage[vid] = bytes
+}
+
+// SetFindings says what a check finds.
+func (c *Cluster) SetFindings(findings ...string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.findings = findings
 }
 
 // Stopped says whether somebody stopped node i.
@@ -73,7 +79,7 @@ func (c *Cluster) apply(cmd *state.Command) state.Result {
 	c.m = next
 	close(c.changed)
 	c.changed = make(chan struct{})
-	if cmd.CloseVDI != nil && r.Code == state.OK && !c.Stuck {
+	if cmd.CloseVDI != nil && r.Code == state.OK {
 		c.freeze(r)
 	}
 	return r
@@ -213,8 +219,11 @@ func (n *Node) Usage() admin.Usage {
 }
 
 func (n *Node) Check(_ context.Context, event func(admin.CheckEvent)) error {
+	n.c.mu.Lock()
+	findings := n.c.findings
+	n.c.mu.Unlock()
 	if n.i == 0 {
-		for _, f := range n.c.Findings {
+		for _, f := range findings {
 			event(admin.CheckEvent{Finding: f})
 		}
 	}
