@@ -304,19 +304,24 @@ func (s *session) end(mine uint64) error {
 	}
 	s.ending = true
 	s.mu.Unlock()
-	err := s.c.closeSess(s.ident.Load().sess)
+	ctx := context.Background() // whoever closes may have used up his with waiting for the flush
+	id := s.ident.Load().sess
+	err := s.c.closeSess(ctx, id)
 	var b wire.Batch
 	s.kill(fmt.Errorf("%s: %w", s.name, ErrClosed), &b)
 	b.End()
+	if now := s.ident.Load().sess; now != id { // it had lapsed, and was granted again just then
+		err = s.c.closeSess(ctx, now)
+	}
 	if err != nil {
 		return fmt.Errorf("close %s: end the session: %w", s.name, err)
 	}
 	return nil
 }
 
-// closeSess ends a session with raft. Its time is its own: whoever closes may have used up his with waiting for a flush.
-func (c *Client) closeSess(id uint64) error {
-	ctx, cancel := context.WithTimeout(context.Background(), endTimeout)
+// closeSess ends a session with raft.
+func (c *Client) closeSess(ctx context.Context, id uint64) error {
+	ctx, cancel := context.WithTimeout(ctx, endTimeout)
 	defer cancel()
 	_, err := c.cfg.Propose(ctx, c.command(func(cmd *state.Command) { cmd.CloseSess = &state.CloseSess{ID: id} }))
 	return err

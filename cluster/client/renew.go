@@ -77,6 +77,9 @@ func (s *session) renew() {
 	for s.deadErr() == nil {
 		err, final := s.renewOnce(ctx, old)
 		switch {
+		case err == nil && s.deadErr() != nil: // closed meanwhile: what was granted would keep others out
+			c.closeSess(ctx, s.ident.Load().sess)
+			return
 		case err == nil:
 			s.renewed()
 			return
@@ -118,7 +121,7 @@ func (s *session) renewOnce(ctx context.Context, old *ident) (err error, final b
 	}
 	v := m.VDI(ses.Vid)
 	if v == nil || ses.Gen != old.sessGen+1 && !(v.Shared && ses.Gen == old.sessGen) {
-		c.cfg.Propose(try, c.command(func(cmd *state.Command) { cmd.CloseSess = &state.CloseSess{ID: ses.ID} }))
+		c.closeSess(ctx, ses.ID)
 		return fmt.Errorf("another client had the VDI meanwhile (generation %d, ours was %d)", ses.Gen, old.sessGen), true
 	}
 	s.mu.Lock()

@@ -78,3 +78,27 @@ func follow(d *Disk, m *state.Map) {
 	d.s.follow(m, &b)
 	b.End()
 }
+
+// TestR14ClosedWhileOpeningAgain: what was granted to a session that is gone keeps nobody out.
+func TestR14ClosedWhileOpeningAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t, 3)
+		f.vdi("alpha", 64<<20)
+		var d *Disk
+		propose := func(ctx context.Context, cmd *state.Command) (state.Result, error) {
+			r, err := f.Propose(ctx, cmd)
+			if cmd.OpenSess != nil && d != nil {
+				d.Close(context.Background())
+			}
+			return r, err
+		}
+		c := f.clientWith(Config{Maps: f, Net: f, Propose: propose})
+		d = open(t, c, "alpha")
+		f.must(&state.Command{CloseSess: &state.CloseSess{ID: f.Map().Sessions[0].ID}})
+		time.Sleep(time.Minute)
+		if n := len(f.Map().Sessions); n != 0 {
+			t.Errorf("%d sessions are left", n)
+		}
+		closeAll(t, c)
+	})
+}
