@@ -144,7 +144,11 @@ func (n *nbdConn) receive(r io.Reader) {
 			return
 		}
 		if code != 0 {
-			c.done <- fmt.Errorf("the server answered %w", syscall.Errno(code))
+			if err := syscall.Errno(code); err == syscall.ESHUTDOWN { // so a server says goodbye: other connections may serve
+				c.done <- fmt.Errorf("%w: the server answered %w", errLost, err)
+			} else {
+				c.done <- fmt.Errorf("the server answered %w", err)
+			}
 			continue
 		}
 		if _, err := io.ReadFull(r, c.into); err != nil {
