@@ -2,6 +2,7 @@ package client
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -15,7 +16,7 @@ import (
 )
 
 // TestModel runs random requests, many at a time, against a cluster that refuses, delays, forgets, loses connections, moves primaries, loses power,
-// takes snapshots and lets sessions lapse, and compares with a byte array. MODEL_SEED runs one seed, MODEL_RUNS more of them.
+// takes snapshots, lets sessions lapse and closes and opens the disk, and compares with a byte array. MODEL_SEED runs one seed, MODEL_RUNS more of them.
 func TestModel(t *testing.T) {
 	if s, err := strconv.ParseUint(os.Getenv("MODEL_SEED"), 10, 64); err == nil {
 		runModel(t, s)
@@ -128,6 +129,30 @@ func (m *model) step() {
 			m.t.Errorf("read at %d+%d: not what was written", r.op.Off, r.op.Len)
 		}
 	}
+	if m.rnd.IntN(5) == 0 {
+		m.reopen()
+	}
+}
+
+// reopen is what a VM does whose connection broke. The last flush often has no time to be done.
+func (m *model) reopen() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(m.rnd.IntN(3000))*time.Millisecond)
+	defer cancel()
+	closed := make(chan struct{})
+	d := m.d
+	go func() {
+		d.Close(ctx)
+		close(closed)
+	}()
+	time.Sleep(time.Duration(m.rnd.IntN(5)) * time.Millisecond)
+	if m.rnd.IntN(2) == 0 {
+		<-closed
+	}
+	if m.rnd.IntN(3) == 0 {
+		time.Sleep(time.Duration(m.rnd.IntN(10)) * time.Second)
+	}
+	m.d = open(m.t, m.c, "alpha")
+	<-closed
 }
 
 func (m *model) op(at, n uint64) *Op {
