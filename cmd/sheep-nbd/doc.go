@@ -4,6 +4,8 @@
 //	main.go   flags and exit codes
 //	serve.go  the cluster, the server and its listener; when it ends
 //	leave.go  counting clients: it ends with the last one, unless -t
+//	ports.go  the sockets: TCP with TLS, unix, or systemd's
+//	tab.go    --tab: a table of what is served, for service managers
 //	fork.go   --fork: the parent returns once clients can connect
 //	device.go -c, -d, -l: devices of the kernel (package attach)
 package main

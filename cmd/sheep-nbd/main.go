@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -114,8 +115,11 @@ func newApp(out, errs io.Writer) *cli.App {
 			&cli.StringFlag{Name: "pid-file", Usage: "write the process id to `FILE`"},
 			&cli.DurationFlag{Name: "connect-timeout", Value: 30 * time.Second, Usage: "how long to look for the cluster at the start"},
 			&cli.StringFlag{Name: "log-level", Value: "warn", Usage: "debug, info, warn or error"},
-		}, append(certs.Flags(""), deviceFlags()...)...),
+		}, slices.Concat(certs.Flags(""), deviceFlags(), tabFlags())...),
 		Action: func(c *cli.Context) error {
+			if c.IsSet("tab") {
+				return runTab(c, out, errs)
+			}
 			if done, err := aboutDevices(c, out); done {
 				return err
 			}
