@@ -37,6 +37,14 @@ type identity struct {
 	Formatted bool `json:"formatted,omitempty"`
 	// Incarnations are all that were made durable here, the newest last (R5).
 	Incarnations []uint64 `json:"incarnations"`
+	// Disks are the stores that were made for this node. One that is missing took what it held with it, so the node must not come back as if it were whole.
+	Disks []knownDisk `json:"disks,omitempty"`
+}
+
+// knownDisk is a store of this node: who it is, and where it was last.
+type knownDisk struct {
+	UUID string `json:"uuid"`
+	Dir  string `json:"dir"`
 }
 
 // dir is a node's first directory, locked.
@@ -179,7 +187,7 @@ func (d *dir) get() identity {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	id := d.id
-	id.Incarnations = slices.Clone(id.Incarnations)
+	id.Incarnations, id.Disks = slices.Clone(id.Incarnations), slices.Clone(id.Disks)
 	return id
 }
 
@@ -188,7 +196,7 @@ func (d *dir) change(f func(*identity)) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	id := d.id
-	id.Incarnations = slices.Clone(id.Incarnations)
+	id.Incarnations, id.Disks = slices.Clone(id.Incarnations), slices.Clone(id.Disks)
 	f(&id)
 	if err := d.write(id); err != nil {
 		return err

@@ -23,7 +23,7 @@
 // The first directory holds, besides a store, what makes the node itself:
 //
 //	node.lock          held while a daemon runs on it: a second one is refused
-//	epoch/node.json    identity: uuid, cluster, incarnations (dir.go)
+//	epoch/node.json    identity: uuid, cluster, incarnations, disks (dir.go)
 //	epoch/raft/        raft's log and snapshots
 //
 // # Goroutines

@@ -45,7 +45,7 @@ func (n *Node) adopt(cluster string) error {
 	case own != "":
 		return fmt.Errorf("this node belongs to cluster %s", own)
 	}
-	if err := n.stores.check(cluster); err != nil {
+	if _, err := n.stores.check(cluster); err != nil {
 		return err
 	}
 	if err := n.dir.change(func(id *identity) { id.Cluster = cluster }); err != nil {

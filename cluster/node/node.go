@@ -100,10 +100,7 @@ func (n *Node) start() (err error) {
 	}
 	id := n.dir.get()
 	n.setCluster(id.Cluster)
-	if n.stores, err = newStores(n.cfg, id.UUID); err != nil {
-		return err
-	}
-	if err = n.stores.check(id.Cluster); err != nil {
+	if n.stores, err = newStores(n.cfg, n.dir); err != nil {
 		return err
 	}
 	l, err := n.cfg.Net.Listen(n.cfg.Listen)

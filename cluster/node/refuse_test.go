@@ -133,3 +133,55 @@ func TestSecondDaemonOnACopiedDirectoryIsRefused(t *testing.T) {
 		t.Errorf("the true node was disturbed: %+v, %v", nodes[2].Self(), nodes[2].Err())
 	}
 }
+
+// A node that comes back without one of its disks must not pass for one that lost nothing.
+func TestR5MissingDiskIsRefused(t *testing.T) {
+	dir := t.TempDir()
+	cfg := config(t, dir, 1)
+	second, elsewhere := filepath.Join(dir, "second"), filepath.Join(dir, "elsewhere")
+	cfg.Dirs = append(cfg.Dirs, second)
+	n := startNode(t, cfg)
+	format(t, n, 1)
+	eventually(t, 5*time.Second, "it serves", allServe(n))
+	stop(t, n)
+
+	if err := os.Rename(second, elsewhere); err != nil {
+		t.Fatal(err)
+	}
+	refusedAtStart(t, cfg, "last seen in "+second) // no directory
+	if err := os.Mkdir(second, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	refusedAtStart(t, cfg, "last seen in "+second) // where it should be mounted
+	if names, _ := os.ReadDir(second); len(names) != 0 {
+		t.Errorf("something was written where no disk is mounted: %v", names)
+	}
+	refusedAtStart(t, config(t, dir, 1), "last seen in "+second) // left out
+	gateway := config(t, dir, 1)
+	gateway.VNodes = 0
+	refusedAtStart(t, gateway, "last seen in "+second)
+
+	// Found in another place, beside a new disk: that is all of it.
+	cfg.Dirs = append(cfg.Dirs, elsewhere)
+	n = startNode(t, cfg)
+	eventually(t, 10*time.Second, "it serves", allServe(n))
+	if got := len(n.dir.get().Disks); got != 3 {
+		t.Errorf("%d disks are remembered", got)
+	}
+	stop(t, n)
+	// A gateway keeps what it has until it is moved.
+	cfg.VNodes = 0
+	n = startNode(t, cfg)
+	eventually(t, 10*time.Second, "it serves", allServe(n))
+	if got := len(n.Stores()); got != 3 {
+		t.Errorf("%d stores are open", got)
+	}
+	stop(t, n)
+	cfg.Dirs = cfg.Dirs[:2]
+	refusedAtStart(t, cfg, "last seen in "+elsewhere)
+	if err := os.CopyFS(filepath.Join(dir, "copy"), os.DirFS(second)); err != nil {
+		t.Fatal(err)
+	}
+	cfg.Dirs = append(cfg.Dirs, elsewhere, filepath.Join(dir, "copy"))
+	refusedAtStart(t, cfg, "the same disk")
+}

@@ -7,6 +7,7 @@ import (
 	"math/bits"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -19,21 +20,27 @@ import (
 
 // stores are the node's disks. They are opened, or made, once the node belongs to a cluster.
 type stores struct {
-	cfg   objstore.Config
-	dirs  []string
-	node  string
-	log   *slog.Logger
-	locks []*os.File // of the directories but the first, whose lock is the node's
+	cfg     objstore.Config
+	dirs    []string
+	self    *dir // the node's, which remembers its disks
+	gateway bool // no further disk is made
+	log     *slog.Logger
+	locks   []*os.File // of the directories but the first, whose lock is the node's
 
 	list  atomic.Pointer[[]*objstore.Store] // nil until open
 	homes sync.Map                          // state.GroupID → *objstore.Store, where there are several disks
 }
 
-// newStores locks the further directories and makes sure that a store can live in each.
-func newStores(cfg Config, uuid string) (*stores, error) {
-	s := &stores{cfg: cfg.Store, dirs: cfg.Dirs, node: uuid, log: cfg.Logger}
-	if cfg.VNodes == 0 {
+// newStores refuses disks that cannot be this node's, locks the further directories and makes sure that a store can live in each.
+func newStores(cfg Config, self *dir) (*stores, error) {
+	s := &stores{cfg: cfg.Store, dirs: cfg.Dirs, self: self, gateway: cfg.VNodes == 0, log: cfg.Logger}
+	id := self.get()
+	if s.gateway && len(id.Disks) == 0 {
 		s.dirs = nil
+	}
+	// First of all: nothing is written to a directory whose disk is not mounted.
+	if _, err := s.check(id.Cluster); err != nil {
+		return nil, err
 	}
 	if s.cfg.FS != nil { // a simulation's: nobody else has it
 		return s, nil
@@ -69,26 +76,49 @@ func probeXattr(dir string) error {
 	return nil
 }
 
-// check refuses, before the node takes part in anything, disks of another cluster.
-func (s *stores) check(cluster string) error {
+// found is what a directory holds.
+type found struct {
+	dir  string
+	disk string // the store's identity; "": there is none
+}
+
+// check refuses, before the node takes part in anything, disks of another cluster or node, and a node that lacks one of its own: what that one held would
+// be gone without a word, and where all members of a group restarted this node could resume it empty (R5, R6).
+func (s *stores) check(cluster string) ([]found, error) {
+	self := s.self.get()
+	list := make([]found, 0, len(s.dirs))
+	at := map[string]string{} // disk → dir
 	for _, d := range s.dirs {
-		cfg := s.cfg
-		cfg.Dir, cfg.Logger = d, s.log
-		id, err := objstore.ReadIdentity(cfg)
-		if errors.Is(err, objstore.ErrNotStore) || errors.Is(err, os.ErrNotExist) {
-			continue
+		id, err := objstore.ReadIdentity(s.config(d))
+		switch {
+		case errors.Is(err, objstore.ErrNotStore) || errors.Is(err, os.ErrNotExist):
+		case err != nil:
+			return nil, err
+		case id.Cluster != cluster:
+			return nil, fmt.Errorf("directory %s belongs to cluster %s, this node to %q", d, id.Cluster, cluster)
+		case id.Node != "" && id.Node != self.UUID:
+			return nil, fmt.Errorf("directory %s belongs to node %s, this is node %s", d, id.Node, self.UUID)
+		case at[id.Disk] != "":
+			return nil, fmt.Errorf("directories %s and %s hold the same disk %s: one is a copy", at[id.Disk], d, id.Disk)
 		}
-		if err != nil {
-			return err
+		if id.Disk != "" {
+			at[id.Disk] = d
 		}
-		if id.Cluster != cluster {
-			return fmt.Errorf("directory %s belongs to cluster %s, this node to %q", d, id.Cluster, cluster)
-		}
-		if id.Node != "" && id.Node != s.node {
-			return fmt.Errorf("directory %s belongs to node %s, this is node %s", d, id.Node, s.node)
+		list = append(list, found{d, id.Disk})
+	}
+	for _, k := range self.Disks {
+		if at[k.UUID] == "" {
+			return nil, fmt.Errorf("disk %s of this node, last seen in %s, is not there: mount it and name its directory; "+
+				"if it is lost for good, remove this node from the cluster and let it join anew with empty directories", k.UUID, k.Dir)
 		}
 	}
-	return nil
+	return list, nil
+}
+
+func (s *stores) config(dir string) objstore.Config {
+	cfg := s.cfg
+	cfg.Dir, cfg.Logger = dir, s.log
+	return cfg
 }
 
 // open opens every disk's store, all at once, making those that are not there yet.
@@ -96,17 +126,25 @@ func (s *stores) open(cluster string) error {
 	if s.list.Load() != nil || len(s.dirs) == 0 {
 		return nil
 	}
-	if err := s.check(cluster); err != nil {
+	disks, err := s.check(cluster)
+	if err != nil {
 		return err
 	}
-	list := make([]*objstore.Store, len(s.dirs))
-	errs := make([]error, len(s.dirs))
-	var wg sync.WaitGroup
-	for i, d := range s.dirs {
-		wg.Go(func() { list[i], errs[i] = s.openOne(d, cluster) })
+	if s.gateway { // it has disks from before it became one, and gives up what is on them
+		disks = slices.DeleteFunc(disks, func(f found) bool { return f.disk == "" })
 	}
-	wg.Wait()
-	if err := errors.Join(errs...); err != nil {
+	if err := forAll(disks, func(i int) error { return s.create(&disks[i], cluster) }); err != nil {
+		return err
+	}
+	if err := s.remember(disks); err != nil { // before anything is written to them
+		return err
+	}
+	list := make([]*objstore.Store, len(disks))
+	err = forAll(disks, func(i int) (err error) {
+		list[i], err = objstore.Open(s.config(disks[i].dir))
+		return err
+	})
+	if err != nil {
 		for _, st := range list {
 			if st != nil {
 				st.Close()
@@ -118,17 +156,40 @@ func (s *stores) open(cluster string) error {
 	return nil
 }
 
-func (s *stores) openOne(dir, cluster string) (*objstore.Store, error) {
-	cfg := s.cfg
-	cfg.Dir, cfg.Logger = dir, s.log
-	_, err := objstore.ReadIdentity(cfg)
-	if errors.Is(err, objstore.ErrNotStore) || errors.Is(err, os.ErrNotExist) {
-		err = objstore.Create(cfg, objstore.Identity{Cluster: cluster, Disk: newUUID(), Node: s.node})
+// forAll calls f for every disk at once.
+func forAll(disks []found, f func(i int) error) error {
+	errs := make([]error, len(disks))
+	var wg sync.WaitGroup
+	for i := range disks {
+		wg.Go(func() { errs[i] = f(i) })
 	}
-	if err != nil {
-		return nil, err
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// create makes the store of a directory that has none.
+func (s *stores) create(f *found, cluster string) error {
+	if f.disk != "" {
+		return nil
 	}
-	return objstore.Open(cfg)
+	id := objstore.Identity{Cluster: cluster, Disk: newUUID(), Node: s.self.get().UUID}
+	if err := objstore.Create(s.config(f.dir), id); err != nil {
+		return err
+	}
+	f.disk = id.Disk
+	return nil
+}
+
+// remember makes it durable that these are the node's disks, and where they are.
+func (s *stores) remember(disks []found) error {
+	known := make([]knownDisk, len(disks))
+	for i, f := range disks {
+		known[i] = knownDisk{UUID: f.disk, Dir: f.dir}
+	}
+	if slices.Equal(known, s.self.get().Disks) {
+		return nil
+	}
+	return s.self.change(func(id *identity) { id.Disks = known })
 }
 
 // all are the open stores.
