@@ -32,6 +32,7 @@ type Client struct {
 	mu       sync.Mutex            // guards what follows
 	sessions map[*session]struct{} // all that are open
 	writers  map[string]*opening   // by name: at most one session each
+	losses   map[string]*loss      // by name: what a session's VM has not heard, for the next one
 
 	Stats Stats
 }
@@ -42,7 +43,7 @@ func New(cfg Config) (*Client, error) {
 		return nil, err
 	}
 	c := &Client{cfg: cfg, log: cfg.Logger, started: time.Now(), ended: make(chan struct{}), wake: make(chan struct{}, 1),
-		sessions: map[*session]struct{}{}, writers: map[string]*opening{}}
+		sessions: map[*session]struct{}{}, writers: map[string]*opening{}, losses: map[string]*loss{}}
 	c.epochs.Store(localEpoch)
 	c.now.Store(1)
 	changed, cancel := cfg.Maps.Subscribe()

@@ -10,12 +10,14 @@ type round struct {
 	ops  *Op // waiting for it, linked by nextOp
 	left int // groups that have not answered
 	err  error
+	// heard: somebody waits who passes on what was lost.
+	heard bool
 }
 
 // flush makes everything acknowledged before it durable. With nothing to do it is done at once.
 func (s *session) flush(op *Op, b *wire.Batch) {
 	s.mu.Lock()
-	if s.lostFlush != nil && s.round == nil {
+	if s.lostFlush != nil && s.round == nil && !op.quiet {
 		op.Err, s.lostFlush = s.lostFlush, nil
 		s.mu.Unlock()
 		s.c.Stats.Errors.Add(1)
@@ -42,6 +44,7 @@ func (s *session) flush(op *Op, b *wire.Batch) {
 
 func (r *round) join(op *Op) {
 	op.nextOp, r.ops = r.ops, op
+	r.heard = r.heard || !op.quiet
 }
 
 // begin starts a round. mu is held, and released.
@@ -129,7 +132,7 @@ func (s *session) roundDown(r *round, b *wire.Batch) {
 		s.mu.Unlock()
 		return
 	}
-	if r.err == nil && s.lostFlush != nil && r.ops != nil {
+	if r.err == nil && s.lostFlush != nil && r.heard {
 		r.err, s.lostFlush = s.lostFlush, nil
 	}
 	next := s.joining

@@ -41,7 +41,8 @@ type Op struct {
 	kick    atomic.Int32 // calls of issue that want a turn
 	issued  atomic.Bool  // no more pieces are to be made
 	failed  atomic.Pointer[error]
-	nextOp  *Op // in a flush round
+	nextOp  *Op  // in a flush round
+	quiet   bool // the flush of a Close: nobody hears what it says of losses
 	ordered []*piece
 	first   piece // most requests need no other
 }

@@ -181,6 +181,10 @@ func (c *Client) newSession(m *state.Map, v *state.VDI, ses *state.Session, name
 	}
 	c.mu.Lock()
 	c.sessions[s] = struct{}{}
+	if s.writer {
+		s.take(c.losses[name])
+		delete(c.losses, name)
+	}
 	c.mu.Unlock()
 	c.Stats.Sessions.Add(1)
 	c.wakeTender()
@@ -303,7 +307,13 @@ func (s *session) end(mine uint64) error {
 		return nil
 	}
 	s.ending = true
+	untold := s.untold()
 	s.mu.Unlock()
+	if untold != nil {
+		s.c.mu.Lock()
+		s.c.losses[s.name] = untold
+		s.c.mu.Unlock()
+	}
 	ctx := context.Background() // whoever closes may have used up his with waiting for the flush
 	id := s.ident.Load().sess
 	err := s.c.closeSess(ctx, id)
@@ -315,6 +325,9 @@ func (s *session) end(mine uint64) error {
 	}
 	if err != nil {
 		return fmt.Errorf("close %s: end the session: %w", s.name, err)
+	}
+	if untold != nil && untold.flush != nil {
+		return fmt.Errorf("close: %w", untold.flush)
 	}
 	return nil
 }
@@ -330,13 +343,13 @@ func (c *Client) closeSess(ctx context.Context, id uint64) error {
 // flushWait flushes unless nothing needs it.
 func (s *session) flushWait(ctx context.Context) error {
 	s.mu.Lock()
-	clean := len(s.dirty) == 0 && s.round == nil && s.lostFlush == nil
+	clean := len(s.dirty) == 0 && s.round == nil
 	s.mu.Unlock()
 	if clean {
 		return nil
 	}
 	done := make(chan error, 1)
-	op := &Op{Kind: wire.KindFlush, s: s, Done: func(op *Op, _ *wire.Batch) { done <- op.Err }}
+	op := &Op{Kind: wire.KindFlush, s: s, quiet: true, Done: func(op *Op, _ *wire.Batch) { done <- op.Err }}
 	var b wire.Batch
 	s.flush(op, &b)
 	b.End()

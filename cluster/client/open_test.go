@@ -3,6 +3,8 @@ package client
 import (
 	"bytes"
 	"context"
+	"errors"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -156,6 +158,43 @@ func TestR17CloseFailsWhereTheFlushDoes(t *testing.T) {
 			t.Error("an acknowledged write is lost")
 		}
 		f.setFault(nil)
+		closeAll(t, c, d)
+	})
+}
+
+// TestR17WhatIsLostIsToldToTheNextSession: a VM's connections end before it has heard, and it connects again.
+func TestR17WhatIsLostIsToldToTheNextSession(t *testing.T) {
+	each(t, 3, func(t *testing.T, f *fake, c *Client) {
+		d := open(t, c, "alpha")
+		write(d, 0, pattern(4096, 1))
+		f.setFault(func(_ state.NodeID, r *wire.Request) verdict {
+			if r.Kind == wire.KindWrite {
+				return noSpace
+			}
+			return serve
+		})
+		f.powerCut(f.Map().GroupFor(f.Map().Working("alpha"), 0), 0)
+		time.Sleep(time.Second)
+		f.setFault(nil)
+		if err := d.Close(context.Background()); !errors.Is(err, syscall.EIO) {
+			t.Errorf("close over lost bytes: %v", err)
+		}
+		if n := len(f.Map().Sessions); n != 0 {
+			t.Errorf("%d sessions are left", n)
+		}
+		d = open(t, c, "alpha")
+		if err := do(d, &Op{Kind: wire.KindRead, Len: 4096, Data: make([]byte, 4096)}); !errors.Is(err, syscall.EIO) {
+			t.Errorf("read of lost bytes: %v", err)
+		}
+		if err := flush(d); !errors.Is(err, syscall.EIO) {
+			t.Errorf("flush over lost bytes: %v", err)
+		}
+		if err := write(d, 0, pattern(4096, 2)); err != nil {
+			t.Error(err)
+		}
+		if err := flush(d); err != nil {
+			t.Error(err)
+		}
 		closeAll(t, c, d)
 	})
 }
