@@ -61,6 +61,9 @@ func (n *Node) liveOnce(refusedSince *time.Time) error {
 		}
 		return n.register()
 	}
+	if n.registering != nil { // whether it was agreed is not known: nothing of what the map says of this node can be judged before
+		return n.register()
+	}
 	self, m := n.Self(), n.Map()
 	me := m.Node(self.Node)
 	switch {

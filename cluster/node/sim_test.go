@@ -271,6 +271,33 @@ func sim(t *testing.T, f func(t *testing.T)) {
 	synctest.Test(t, f)
 }
 
+// A new incarnation is agreed, but the node gave up waiting for the answer before: it takes up what it finds agreed.
+func TestR5RegistrationWhoseAnswerIsLost(t *testing.T) {
+	sim(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		defer w.end()
+		w.formatted(3)
+		h, o := w.others(w.leader())[0], w.leader()
+		n := w.nodes[h]
+		was := n.Self()
+		n.leaving.Store(true) // live rests: this test does its work
+		w.isolate(h)
+		w.until(6*time.Second, "it is replaced", func() bool { return !w.newest().InService(was) })
+		w.net.HealAll()
+		w.until(6*time.Second, "it knows", func() bool { return !n.Map().InService(was) })
+		n.holder.Drop()
+		r, err := n.newRegistration()
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.registering = r
+		w.propose(o, &state.Command{ID: r.id, Time: time.Now(), Register: &r.cmd})
+		w.until(6*time.Second, "the map has it", func() bool { return n.Map().Node(was.Node).Inc == r.cmd.Inc })
+		n.leaving.Store(false)
+		w.until(5*time.Second, "it is back", func() bool { return n.Self() != was && w.allServe(w.hosts...) })
+	})
+}
+
 func TestSimFormat(t *testing.T) {
 	sim(t, func(t *testing.T) {
 		w := newWorld(t, 3)
