@@ -9,5 +9,7 @@
 // A Device is one connection's: all its requests that arrived together share a wire.Batch, so that they cost one write to a journal or a peer. Its Disk is shared
 // with other connections to the same VDI, so that a flush on any of them covers all: exports can say CAN_MULTI_CONN.
 //
+// BLOCK_STATUS tells base:allocation, and for each snapshot beneath an export what changed since it, as qemu:dirty-bitmap:TAG (dirty.go).
+//
 // Nothing here waits: a request that the cluster can't serve now stays with the client until it can. Package vdi starts no goroutines.
 package vdi
