@@ -138,15 +138,16 @@ func (s *resyncer) consider(g *group, m *state.Map, t state.NodeID) {
 		return
 	}
 	x := &member{Member: state.Member{Node: t, Inc: n.Inc}, p: s.e.peer(t)}
-	x.joiner = newJoiner(s.e.ctx)
+	j := newJoiner(s.e.ctx)
+	x.joiner = j
 	g.members = append(g.members, x)
 	granted := g.granted
 	s.e.wg.Go(func() {
-		err := s.bring(g, x, granted, false, nil)
+		err := s.bring(g, x, j, granted, false, nil)
 		<-s.slots // what is left is raft's, and many groups share one command
 		s.poke()
 		if err == nil {
-			err = s.join(g, x, granted)
+			err = s.join(g, x, j, granted)
 		}
 		s.ended(g, x, err)
 		s.poke()
@@ -185,13 +186,8 @@ func (s *resyncer) ended(g *group, x *member, err error) {
 }
 
 // join sees x, which has been brought up to date, into the in-sync set.
-func (s *resyncer) join(g *group, x *member, granted uint64) error {
+func (s *resyncer) join(g *group, x *member, j *joiner, granted uint64) error {
 	g.mu.Lock()
-	j := x.joiner
-	if j == nil { // it is in already
-		g.mu.Unlock()
-		return nil
-	}
 	if g.granted != granted || g.role != serving {
 		g.mu.Unlock()
 		return errors.New("not the primary any more")
@@ -208,7 +204,7 @@ func (s *resyncer) repair(g *group, x *member, pos *wire.Position) {
 	j := newJoiner(s.e.ctx)
 	x.joiner = j
 	s.e.wg.Go(func() {
-		err := s.bring(g, x, granted, true, pos)
+		err := s.bring(g, x, j, granted, true, pos)
 		var b wire.Batch
 		g.mu.Lock()
 		if x.joiner == j {
@@ -222,8 +218,7 @@ func (s *resyncer) repair(g *group, x *member, pos *wire.Position) {
 }
 
 // bring makes x equal to us; when it returns without error all that x holds is durable and it follows the stream.
-func (s *resyncer) bring(g *group, x *member, granted uint64, inSet bool, pos *wire.Position) error {
-	j := x.joiner
+func (s *resyncer) bring(g *group, x *member, j *joiner, granted uint64, inSet bool, pos *wire.Position) error {
 	if err := s.connect(j.ctx, x); err != nil {
 		return err
 	}

@@ -34,7 +34,7 @@ func NewMux(l net.Listener) *Mux {
 // Listen returns the listener of connections that begin with preface, which is consumed; preface "" means every other, whose bytes are
 // all still there. To be called before Serve.
 func (m *Mux) Listen(preface string) net.Listener {
-	s := &subListener{m: m, conns: make(chan net.Conn)}
+	s := &subListener{m: m, conns: make(chan net.Conn), closed: make(chan struct{})}
 	m.subs[preface] = s
 	return s
 }
@@ -77,6 +77,8 @@ func (m *Mux) hello(nc net.Conn) {
 	}
 	select {
 	case s.conns <- nc:
+	case <-s.closed:
+		nc.Close()
 	case <-m.done:
 		nc.Close()
 	}
@@ -96,20 +98,29 @@ func (m *Mux) Close() error {
 }
 
 type subListener struct {
-	m     *Mux
-	conns chan net.Conn
+	m      *Mux
+	conns  chan net.Conn
+	once   sync.Once
+	closed chan struct{}
 }
 
 func (s *subListener) Accept() (net.Conn, error) {
 	select {
 	case nc := <-s.conns:
 		return nc, nil
+	case <-s.closed:
+		return nil, net.ErrClosed
 	case <-s.m.done:
 		return nil, net.ErrClosed
 	}
 }
 
-func (s *subListener) Close() error   { return nil }
+// Close ends this listener; the port and the others go on.
+func (s *subListener) Close() error {
+	s.once.Do(func() { close(s.closed) })
+	return nil
+}
+
 func (s *subListener) Addr() net.Addr { return s.m.l.Addr() }
 
 // prefixed gives back bytes that were read ahead.
