@@ -157,6 +157,6 @@ func (n *Node) registered(m state.Member) {
 	n.log.Info("registered", "node", m.Node, "incarnation", fmt.Sprintf("%x", m.Inc))
 	n.member.Store(&m)
 	n.holder.Begin(m)
-	n.engine.MapChanged(n.Map())
+	n.use(n.Map())
 	n.gossip.Update(n.meta(n.clusterID()))
 }

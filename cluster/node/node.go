@@ -35,7 +35,8 @@ type Node struct {
 	gossip Finder
 	stores *stores
 	engine *replica.Engine
-	guard  *guard.Guard // nil: none
+	inUse  atomic.Uint64 // index of the map that the engine has taken into use: what a lease asks for (R12 d)
+	guard  *guard.Guard  // nil: none
 
 	member   atomic.Pointer[state.Member] // registered; nil before
 	joinMu   sync.Mutex                   // held while the cluster that this node belongs to is decided
@@ -111,7 +112,7 @@ func (n *Node) start() (err error) {
 	frames, raft := n.mux.Listen(wire.PrefaceFrames), n.mux.Listen(wire.PrefaceRaft)
 	n.http = n.mux.Listen("")
 	n.peers, n.renews = consensus.NewCallers(n.cfg.Net), consensus.NewCallers(n.cfg.Net)
-	n.holder = lease.NewHolder(n.cfg.Clock, func() uint64 { return n.cons.Map().Index })
+	n.holder = n.newHolder(n.cfg.Clock)
 	n.leader = lead.New(n.cfg.Clock, id.UUID, n.log)
 	logDir := n.dir.raft()
 	if n.cfg.Raft != nil {
@@ -214,23 +215,4 @@ func (n *Node) spawn(f func()) bool {
 	}
 	n.wg.Go(f)
 	return true
-}
-
-// follow hands newer maps to whoever needs them.
-func (n *Node) follow() {
-	sub := n.cons.Subscribe()
-	defer sub.Cancel()
-	for {
-		m := n.cons.Map()
-		n.holder.Applied()
-		if n.Self().Node != state.NoNode { // the engine has to know which node it is
-			n.engine.MapChanged(m)
-		}
-		n.wakeLive()
-		select {
-		case <-sub.C:
-		case <-n.ctx.Done():
-			return
-		}
-	}
 }

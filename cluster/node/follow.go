@@ -1,0 +1,49 @@
+package node
+
+import (
+	"github.com/sheepdog-go/sheepdog/cluster/lease"
+	"github.com/sheepdog-go/sheepdog/cluster/state"
+)
+
+// follow hands newer maps to whoever needs them.
+func (n *Node) follow() {
+	sub := n.cons.Subscribe()
+	defer sub.Cancel()
+	for {
+		n.use(n.cons.Map())
+		n.wakeLive()
+		select {
+		case <-sub.C:
+		case <-n.ctx.Done():
+			return
+		}
+	}
+}
+
+// use gives the engine a map and then the lease that waited for it: what counts is not that raft has applied an index here but that reads and writes are
+// judged by it (R12 d).
+//
+// The engine judges a map by who this node is, and takes each map once. So it gets none that names another incarnation than this process's: between an
+// incarnation's end and the outcome of the next registration it keeps the last one, and no lease goes with it.
+func (n *Node) use(m *state.Map) {
+	self := n.Self()
+	if self.Node == state.NoNode {
+		return
+	}
+	if me := m.Node(self.Node); me == nil || me.Inc != self.Inc {
+		return
+	}
+	n.engine.MapChanged(m)
+	for {
+		was := n.inUse.Load()
+		if was >= m.Index || n.inUse.CompareAndSwap(was, m.Index) {
+			break
+		}
+	}
+	n.holder.Applied()
+}
+
+// newHolder makes the holder of a lease that waits for the map that the engine uses.
+func (n *Node) newHolder(clock lease.Clock) *lease.Holder {
+	return lease.NewHolder(clock, n.inUse.Load)
+}
