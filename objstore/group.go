@@ -216,7 +216,7 @@ func (g *Group) control(kind recordKind, body []byte, do func(pl place)) (place,
 // touch prepares an object for a change, as Group.touch did for its group.
 func (o *object) touch() {
 	t := o.t
-	if t.cut {
+	if t.cut && !bugLateCut.active() {
 		t.snap, t.cut = o.snapshot(), false
 	}
 	if !t.dirty {

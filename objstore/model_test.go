@@ -3,6 +3,7 @@ package objstore
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"flag"
 	"fmt"
 	"log/slog"
@@ -139,6 +140,8 @@ func pattern(seed uint64) []byte {
 	}
 	return b
 }
+
+var errModel = errors.New("model")
 
 // history is all states a group went through since the last one that is sure,
 // which is the first.
@@ -291,6 +294,15 @@ func (w *world) entry(gid GroupID) error {
 	}
 	if top.anyNext {
 		e.Number.LSN += uint64(w.rng.IntN(5))
+	}
+	if o := top.objects[e.Key]; o != nil && e.Kind != KindNoop && w.rng.IntN(40) == 0 {
+		if _, ok := o.vids[e.Vid]; ok { // of a vid's other life
+			e.Gen++
+			if err := g.Stage(&e); !errors.Is(err, ErrGeneration) {
+				return fmt.Errorf("%v of another generation: %w: %v", e.Kind, errModel, err)
+			}
+			return nil
+		}
 	}
 	w.note("group %d %v %v %v vid %d into %d blocks %d+%d", gid, e.Number, e.Kind, e.Key, e.Vid, e.Into, e.First, e.Count)
 	w.h[gid] = append(w.h[gid], top.apply(&e, seeds))
@@ -474,7 +486,7 @@ func (w *world) same(gid GroupID, m *mGroup) error {
 func (w *world) sameObject(g *Group, key Key, o *mObject, usage map[Vid]Usage) error {
 	u, err := g.Unit(key)
 	if err != nil || u == nil {
-		return fmt.Errorf("unit %v: %v", u, err)
+		return fmt.Errorf("unit %v: %w", u, err)
 	}
 	if want := o.unit(key); !bytes.Equal(u.Append(nil), want.Append(nil)) {
 		return fmt.Errorf("unit is\n%v, want\n%v", u, want)
@@ -546,7 +558,7 @@ func runWorld(seed uint64, steps int, cuts ...int) (w *world, err error) {
 				break
 			}
 		}
-		if err != nil && !w.fs.Off() {
+		if err != nil && (!w.fs.Off() || errors.Is(err, errModel) && !errors.Is(w.s.Err(), ErrDiskFailed)) {
 			return w, err
 		}
 		if err == nil {

@@ -78,7 +78,7 @@ type tableKey struct {
 
 // next is the place that the next checkpoint writes.
 func (c *chunkState) next() uint8 {
-	if !c.held {
+	if !c.held || bugTableInPlace.active() {
 		return 0
 	}
 	return c.side ^ 1
@@ -151,6 +151,10 @@ func (o *object) set(v *table, block int, c cell, p pos) {
 	o.count(v, old, -1)
 	o.count(v, c, 1)
 	if old.kind() == cellSlot {
+		if bugSlotFreeAtOnce.active() {
+			o.t.free(old.value())
+			return
+		}
 		o.t.freeLater(old.value(), p)
 	}
 }

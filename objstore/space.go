@@ -64,6 +64,9 @@ func (s *Store) Space() Space {
 	}
 	promised := s.unplaced.Load()*BlockSize + s.dirtyObjects.Load()*objectCost + s.j.growth() + s.reserveMissing() +
 		freeKept + sp.spent.Load()
+	if bugNothingPromised.active() {
+		promised = 0
+	}
 	v := Space{Total: st.Total, Used: st.Total - st.Free, Free: max(0, st.Free-promised), InodesFree: -1}
 	if st.Inodes > 0 {
 		v.InodesFree = max(0, st.InodesFree-s.dirtyObjects.Load()-inodesKept)

@@ -3,10 +3,10 @@
 // # Fault model
 //
 // What was written lies in memory until a sync. A power cut keeps, by a
-// seeded choice, any subset of the 512-byte sectors that were not synced, any
-// size between the synced and the last one, and any subset of the changes of
-// names that their directory's sync has not covered; a rename happens whole or
-// not at all. Attributes set before a file got its name come with the name.
+// seeded choice, any subset of the 512-byte sectors that were not synced,
+// some of them torn inside, any size between the synced and the last one, and
+// any subset of the changes of names that their directory's sync has not
+// covered; a rename happens whole or not at all. Attributes set before a file got its name come with the name.
 // Sectors may also reach the disk by themselves at any time before.
 //
 // Calls can be made to fail, to wait and to find no space; see Before and
@@ -279,9 +279,14 @@ func (f *FS) inodeImage(g *FS, i *inode) *inode {
 			if p.dirty&(1<<s) == 0 || f.rng == nil {
 				continue
 			}
+			at := s * sectorSize
 			if mode == 0 || mode >= 2 && f.rng.IntN(2) == 0 {
-				at := s * sectorSize
 				copy(q.data[at:at+sectorSize], p.old[at:at+sectorSize])
+			} else if f.rng.IntN(4) == 0 { // torn inside
+				cut := f.rng.IntN(sectorSize)
+				for k := at + cut; k < at+sectorSize; k++ {
+					q.data[k] = byte(f.rng.Uint32())
+				}
 			}
 		}
 		from := k * pageSize
