@@ -715,6 +715,33 @@ func TestShutdownDrains(t *testing.T) {
 	}
 }
 
+// With QuietDrain a late request is not answered; what was in flight is, and then the connection ends.
+func TestQuietDrain(t *testing.T) {
+	p := &parked{}
+	b := &fakeBackend{info: allCan(1 << 20), submit: p.submit}
+	r := newRig(t, b, func(c *Config) { c.DrainTimeout, c.QuietDrain = 200*time.Millisecond, true })
+	busy := r.ready(t, "x", simpleReplies)
+	busy.send(request(cmdFlush, 0, 1, 0, 0))
+	within(t, "the request", func() bool { return p.count() == 1 })
+	done := make(chan error, 1)
+	go func() { done <- r.srv.Shutdown(context.Background()) }()
+	within(t, "the draining", r.srv.isDraining)
+	busy.send(request(cmdFlush, 0, 2, 0, 0))
+	select {
+	case err := <-done:
+		t.Fatalf("Shutdown returned with a request in flight: %v", err)
+	case <-time.After(300 * time.Millisecond):
+	}
+	p.take()[0].Done(nil)
+	if code := busy.simple(1); code != 0 {
+		t.Errorf("the request in flight: %d", code)
+	}
+	busy.closed()
+	if err := <-done; err != nil {
+		t.Errorf("Shutdown: %v", err)
+	}
+}
+
 func TestAnsweringTwicePanics(t *testing.T) {
 	told := make(chan any, 1)
 	b := &fakeBackend{info: allCan(1 << 20), submit: func(r *Request) {

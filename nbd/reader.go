@@ -120,6 +120,9 @@ func (c *Conn) request(h *header) error {
 		bad = c.terms.validate(h)
 	}
 	if bad == nil && c.draining.Load() {
+		if c.srv.cfg.QuietDrain {
+			return errDraining
+		}
 		bad = errDraining
 	}
 	r := getRequest(c)

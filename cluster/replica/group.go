@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -351,10 +352,14 @@ func (g *group) dropEnded() {
 			m.stop()
 			g.members = append(g.members[:i:i], g.members[i+1:]...)
 			continue
+		} else if m.joiner != nil && !agreed.Intact(m.Member) && (g.change == nil || !g.change.adds(m.Member)) {
+			m.joiner.fail(errEnded) // its next incarnation is to be brought up to date
 		}
 		i++
 	}
 }
+
+var errEnded = errors.New("its incarnation has ended")
 
 // low says that fewer than min-copies have what is committed: reads go on, writes and flushes wait.
 func (g *group) low() bool {

@@ -137,7 +137,7 @@ func (e *Engine) peerFailed(p *peer, err error) {
 		g.mu.Unlock()
 	})
 	if n > 0 {
-		e.log.Warn("a replica does not answer", "node", p.node, "groups", n, "error", err)
+		e.early.say(e.log, "a replica does not answer", p.node, 0, fmt.Errorf("%d groups: %w", n, err))
 	}
 }
 

@@ -36,7 +36,7 @@ type ports struct {
 
 // openPorts opens the sockets that systemd passed, or else the one that the flags ask for.
 func openPorts(ctx context.Context, o *options, b nbd.Backend, log *slog.Logger) (*ports, error) {
-	cfg := nbd.Config{Logger: log}
+	cfg := nbd.Config{Logger: log, QuietDrain: true}
 	local, err := nbd.NewServer(cfg, b)
 	if err != nil {
 		return nil, err

@@ -154,7 +154,7 @@ func (o *nodeOptions) config(log *slog.Logger) node.Config {
 
 // nbdConfig is what package nbd is told.
 func (o *nodeOptions) nbdConfig(log *slog.Logger, requests requestCounters) nbd.Config {
-	cfg := nbd.Config{Logger: log, Observe: requests.observe}
+	cfg := nbd.Config{Logger: log, Observe: requests.observe, QuietDrain: true}
 	if o.small {
 		cfg.MaxBytes = 256 << 20
 	}
