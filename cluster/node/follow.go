@@ -1,6 +1,8 @@
 package node
 
 import (
+	"time"
+
 	"github.com/sheepdog-go/sheepdog/cluster/lease"
 	"github.com/sheepdog-go/sheepdog/cluster/state"
 )
@@ -33,14 +35,32 @@ func (n *Node) use(m *state.Map) {
 	if me := m.Node(self.Node); me == nil || me.Inc != self.Inc {
 		return
 	}
+	n.useMu.Lock()
+	defer n.useMu.Unlock()
+	n.usingSince.Store(int64(n.cfg.Clock()))
 	n.engine.MapChanged(m)
-	for {
-		was := n.inUse.Load()
-		if was >= m.Index || n.inUse.CompareAndSwap(was, m.Index) {
-			break
+	n.usingSince.Store(0)
+	n.inUse.Store(max(n.inUse.Load(), m.Index))
+	n.holder.Applied()
+}
+
+const (
+	// Groups that are not looked at this long, or a map that takes this long to get used: a disk hangs, and holds what it is not even needed for.
+	ticksLateMax = 2 * time.Second
+	mapLateMax   = 3 * time.Second
+)
+
+// stuck says for how long the engine has not moved, if that is too long for a node that asks for its lease: it serves nobody, and others should.
+func (n *Node) stuck() time.Duration {
+	if d := n.engine.Stuck(); d > ticksLateMax {
+		return d
+	}
+	if since := n.usingSince.Load(); since != 0 {
+		if d := n.cfg.Clock() - time.Duration(since); d > mapLateMax {
+			return d
 		}
 	}
-	n.holder.Applied()
+	return 0
 }
 
 // newHolder makes the holder of a lease that waits for the map that the engine uses.

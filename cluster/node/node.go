@@ -35,8 +35,12 @@ type Node struct {
 	gossip Finder
 	stores *stores
 	engine *replica.Engine
-	inUse  atomic.Uint64 // index of the map that the engine has taken into use: what a lease asks for (R12 d)
-	guard  *guard.Guard  // nil: none
+
+	useMu      sync.Mutex    // one map at a time is given to the engine; nothing else waits for it
+	usingSince atomic.Int64  // when that began, on the lease's clock; 0: none is being given
+	inUse      atomic.Uint64 // index of the map that the engine has taken into use: what a lease asks for (R12 d)
+
+	guard *guard.Guard // nil: none
 
 	member   atomic.Pointer[state.Member] // registered; nil before
 	joinMu   sync.Mutex                   // held while the cluster that this node belongs to is decided

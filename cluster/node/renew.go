@@ -20,13 +20,21 @@ func (n *Node) renew() {
 	t := time.NewTimer(0)
 	defer t.Stop()
 	var lastLeader string
+	var stuck bool
 	for {
 		uuid, changed := n.cons.Leader()
 		if uuid != lastLeader {
 			lastLeader = uuid
 			n.holder.Applied()
 		}
-		if uuid != "" && n.holder.Member().Node != state.NoNode {
+		if d := n.stuck(); d > 0 != stuck {
+			if stuck = d > 0; stuck {
+				n.log.Error("a disk hangs: this node asks for no lease, so that others take over", "for", d.Round(time.Millisecond))
+			} else {
+				n.log.Info("the disk answers again: this node asks for its lease")
+			}
+		}
+		if uuid != "" && !stuck && n.holder.Member().Node != state.NoNode {
 			if n.askOnce(uuid, changed) {
 				n.askOnce(uuid, changed) // an echo: this voter's word, and perhaps the grant
 			}

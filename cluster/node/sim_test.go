@@ -298,6 +298,22 @@ func TestR5RegistrationWhoseAnswerIsLost(t *testing.T) {
 	})
 }
 
+// A node whose disk hangs gives its place up, and comes back when it can be used again.
+func TestPitfall27HungNodeAsksForNoLease(t *testing.T) {
+	sim(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		defer w.end()
+		w.formatted(3)
+		for _, h := range []string{w.others(w.leader())[0], w.leader()} {
+			n := w.nodes[h]
+			was := n.Self()
+			n.usingSince.Store(int64(n.cfg.Clock() - mapLateMax)) // a map that the engine does not come back from
+			w.until(5*time.Second, "it is replaced", func() bool { return w.served() && !w.newest().InService(was) })
+			w.until(10*time.Second, "it is back", func() bool { return n.Self() != was && w.allServe(w.hosts...) && healthy(w.newest(), 3) })
+		}
+	})
+}
+
 func TestSimFormat(t *testing.T) {
 	sim(t, func(t *testing.T) {
 		w := newWorld(t, 3)
