@@ -43,7 +43,7 @@ func (l *Leader) prepareRegister(r *state.Register) error {
 		r.Leased = l.keeper.Leased()
 		return nil
 	}
-	if n.Inc != r.Inc && n.Boot != r.Boot && l.keeper.May(state.Member{Node: n.ID, Inc: n.Inc}) {
+	if n.Inc != r.Inc && n.Boot != r.Boot && !l.keeper.Over(state.Member{Node: n.ID, Inc: n.Inc}) {
 		return fmt.Errorf("%w: node %d may still have a lease, given to it before a reboot", consensus.ErrNotNow, n.ID)
 	}
 	if l.cons.Map().Formatted() && l.keeper.Unsure(n.ID) {
@@ -55,7 +55,7 @@ func (l *Leader) prepareRegister(r *state.Register) error {
 
 func (l *Leader) prepareEnded(e *state.Ended) error {
 	for _, b := range e.Members {
-		if l.keeper.May(b) {
+		if !l.keeper.Over(b) {
 			return fmt.Errorf("%w: node %d incarnation %x may have a lease", consensus.ErrNotNow, b.Node, b.Inc)
 		}
 	}

@@ -94,12 +94,20 @@ func (k *Keeper) Unsure(except state.NodeID) bool {
 	return false
 }
 
-// May says whether this member may have a lease now.
-func (k *Keeper) May(m state.Member) bool {
+// Over says whether this member has surely no lease, and if so sees to it that it gets none any more: for a command that relies on it and is not applied yet
+// (R12 c). Should that command never be applied, the member is Lapsed.
+func (k *Keeper) Over(m state.Member) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	h := k.nodes[m.Node]
-	return h != nil && h.member == m && !h.gone && h.until > k.clock()
+	if h == nil || h.member != m {
+		return true
+	}
+	if !h.gone && h.until > k.clock() {
+		return false
+	}
+	h.ending = true
+	return true
 }
 
 // Heard is how long ago a node was heard of, and how far it has applied raft's log. ok is false if it was never heard of

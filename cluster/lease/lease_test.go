@@ -115,6 +115,29 @@ func TestR12NoGrantWhileRemovalIsUndecided(t *testing.T) {
 	}
 }
 
+// A registration on another boot relies on it that the incarnation before has no lease: it must not get one before the registration is applied.
+func TestR12NoGrantOnceARegistrationReliesOnItsEnd(t *testing.T) {
+	r := newRig(t, 1)
+	r.ask(0, 1, 0)
+	if r.k.Over(member(0)) {
+		t.Fatal("it has a lease")
+	}
+	for range 8 {
+		r.now += (Length + Margin) / 8
+		r.k.Leased() // time passes, this process runs
+	}
+	r.now++
+	if !r.k.Over(member(0)) {
+		t.Fatal("its lease has run out")
+	}
+	if g, _ := r.ask(0, 2, 0); g.Granted != 0 {
+		t.Fatal("granted, though its successor's registration is under way")
+	}
+	if l := r.k.Lapsed(); !slices.Equal(l, []state.Member{member(0)}) { // if that registration comes to nothing
+		t.Fatalf("lapsed: %v", l)
+	}
+}
+
 func TestR12NewLeaderTakesAllAsLeased(t *testing.T) {
 	r := newRig(t, 3)
 	if l := r.k.Leased(); len(l) != 3 {
