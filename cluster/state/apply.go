@@ -5,13 +5,8 @@ import (
 	"time"
 )
 
-const (
-	// recentMax bounds the outcomes that are remembered for proposers who could not see theirs: they ask again within
-	// seconds, and a command costs a copy of the list.
-	recentMax = 256
-	// epochsMax bounds the history that `cluster info` shows.
-	epochsMax = 200
-)
+// epochsMax bounds the history that `cluster info` shows.
+const epochsMax = 200
 
 // Apply makes the next Map out of a command. index is its place in raft's log and must rise. The receiver stays as it is. A command that is refused
 // changes nothing but Index and Recent; the Result says why.
@@ -22,7 +17,7 @@ func (m *Map) Apply(index uint64, cmd *Command) (*Map, Result) {
 	if cmd == nil {
 		cmd = &Command{}
 	}
-	if done, ok := m.recent(cmd.ID); ok {
+	if done, ok := m.Recent.find(cmd.ID); ok {
 		next := *m
 		next.Index = index
 		return &next, done
@@ -163,30 +158,10 @@ func (e *edit) newEpoch() {
 	e.m.Epochs = append(slices.Clip(slices.Clone(epochs)), Epoch{Epoch: e.m.Epoch, Time: e.now, Nodes: up})
 }
 
-// recent is the outcome of a command that was applied before.
-func (m *Map) recent(id string) (Result, bool) {
-	if id == "" {
-		return Result{}, false
-	}
-	for i := len(m.Recent) - 1; i >= 0; i-- {
-		if m.Recent[i].ID == id {
-			return m.Recent[i].Result, true
-		}
-	}
-	return Result{}, false
-}
-
 func (e *edit) remember(id string) {
-	if id == "" {
-		return
+	if id != "" {
+		e.m.Recent = e.m.Recent.with(CommandResult{ID: id, At: e.now.UnixMilli(), Result: e.res})
 	}
-	list := e.m.Recent
-	if len(list) >= recentMax {
-		list = list[len(list)-recentMax+1:]
-	}
-	next := make([]CommandResult, 0, len(list)+1)
-	next = append(next, list...)
-	e.m.Recent = append(next, CommandResult{ID: id, Result: e.res})
 }
 
 // group returns a copy of Groups[i] that may be changed (its slices may only be replaced).

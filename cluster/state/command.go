@@ -46,6 +46,7 @@ type Result struct {
 // CommandResult remembers an outcome for a proposer that asks again.
 type CommandResult struct {
 	ID     string `json:"id"`
+	At     int64  `json:"at,omitempty"` // the command's time, Unix milliseconds
 	Result Result `json:"result"`
 }
 

@@ -22,20 +22,20 @@ type Member struct {
 type Map struct {
 	Index uint64 `json:"index"` // raft index of the last command applied
 
-	Cluster  string          `json:"cluster"` // identity of this cluster, "" before format
-	Created  time.Time       `json:"created"`
-	Epoch    uint64          `json:"epoch"` // rises with every change of the nodes in service
-	Epochs   []Epoch         `json:"epochs"`
-	Settings Settings        `json:"settings"`
-	Pools    []*Pool         `json:"pools"`
-	Nodes    []*Node         `json:"nodes"` // ordered by ID; removed nodes stay, marked
-	Groups   []*Group        `json:"groups"`
-	VDIs     []*VDI          `json:"vdis"` // ordered by Vid
-	ShutDown bool            `json:"shutDown"`
-	NextNode NodeID          `json:"nextNode"`
-	NextSess uint64          `json:"nextSess"`
-	Sessions []*Session      `json:"sessions"` // live write sessions, ordered by ID
-	Recent   []CommandResult `json:"recent"`   // outcomes of the newest commands, for proposals whose outcome was unknown
+	Cluster  string     `json:"cluster"` // identity of this cluster, "" before format
+	Created  time.Time  `json:"created"`
+	Epoch    uint64     `json:"epoch"` // rises with every change of the nodes in service
+	Epochs   []Epoch    `json:"epochs"`
+	Settings Settings   `json:"settings"`
+	Pools    []*Pool    `json:"pools"`
+	Nodes    []*Node    `json:"nodes"` // ordered by ID; removed nodes stay, marked
+	Groups   []*Group   `json:"groups"`
+	VDIs     []*VDI     `json:"vdis"` // ordered by Vid
+	ShutDown bool       `json:"shutDown"`
+	NextNode NodeID     `json:"nextNode"`
+	NextSess uint64     `json:"nextSess"`
+	Sessions []*Session `json:"sessions"` // live write sessions, ordered by ID
+	Recent   recent     `json:"recent"`   // outcomes of the newest commands, for proposals whose outcome was unknown
 
 	// FirstTerm is what new groups begin with: 1, and above every older term once the cluster was formatted again, so that
 	// nothing that is still under way from before can pass for current.

@@ -50,7 +50,7 @@ func (w *world) apply(t *rapid.T, c Command) Result {
 		c.ID = fmt.Sprint(rapid.IntRange(0, 1000).Draw(t, "id"))
 	}
 	old := w.m
-	_, repeated := old.recent(c.ID)
+	_, repeated := old.Recent.find(c.ID)
 	next, res := apply(t, old, &c)
 	w.m = next
 	if !repeated {

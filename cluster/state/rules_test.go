@@ -1,6 +1,7 @@
 package state
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -505,11 +506,31 @@ func TestRecent(t *testing.T) {
 	if again != first || m.Index != index+1 || len(m.VDIs) != 1 {
 		t.Errorf("%+v, then %+v", first, again)
 	}
-	for i := range recentMax + 10 {
-		m, _ = m.Apply(m.Index+1, &Command{ID: fmt.Sprint(i), Set: &Set{"scrub-speed", "1M"}})
+	start := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+	set := func(i int, at time.Time) {
+		m, _ = m.Apply(m.Index+1, &Command{ID: fmt.Sprint(i), Time: at, Set: &Set{"scrub-speed", "1M"}})
 	}
-	if len(m.Recent) != recentMax {
-		t.Errorf("%d outcomes are remembered", len(m.Recent))
+	m, first = must(t, m, Command{ID: "twice", Time: start, CreateVDI: &CreateVDI{Name: "b", Size: 512}})
+	for i := range 3000 { // many within a minute
+		set(i, start.Add(time.Duration(i)*10*time.Millisecond))
+	}
+	if m, again = must(t, m, Command{ID: "twice", Time: start, CreateVDI: &CreateVDI{Name: "b", Size: 512}}); again != first || len(m.VDIs) != 2 {
+		t.Errorf("forgotten after 3000 others: %+v, then %+v", first, again)
+	}
+	read, err := DecodeMap(written(t, m))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 2*recentMax + 7 { // the same list, however it came to be, and bounded
+		set(3000+i, start.Add(30*time.Second))
+		read, _ = read.Apply(read.Index+1, &Command{ID: fmt.Sprint(3000 + i), Time: start.Add(30 * time.Second), Set: &Set{"scrub-speed", "1M"}})
+	}
+	if m.Recent.n != recentMax || !bytes.Equal(written(t, m), written(t, read)) {
+		t.Errorf("%d outcomes are remembered by one, %d by the other", m.Recent.n, read.Recent.n)
+	}
+	set(-1, start.Add(time.Hour)) // or somebody's clock is wrong
+	if m.Recent.n != recentMin {
+		t.Errorf("%d outcomes are remembered after an hour", m.Recent.n)
 	}
 	same, res := m.Apply(m.Index, &Command{Set: &Set{"scrub-speed", "2M"}})
 	if same != m || res.Code != Stale {
