@@ -74,6 +74,7 @@ func (o *object) merge(v *table, e *Entry, p pos) *table {
 		u := o.g.usageOf(e.Into, e.IntoGen)
 		moveUsage(v, u)
 		v.vid, v.gen, v.u = e.Into, e.IntoGen, u
+		o.t.res = nil
 		return v
 	}
 	for b := range v.cells {
@@ -89,6 +90,7 @@ func (o *object) merge(v *table, e *Entry, p pos) *table {
 // its slot.
 func (o *object) move(from, to *table, block int) {
 	c := from.cells[block]
+	o.t.res = nil
 	from.cells[block], to.cells[block] = cell{}, c
 	if bugMergeFrees.active() && c.kind() == cellSlot {
 		o.t.free(c.value())

@@ -301,6 +301,7 @@ func parseImageBlock(b []byte) (k imageBlock, ok bool) {
 // group's mutex.
 func (o *object) install(im *image, p pos) {
 	old := slices.Clone(o.t.list)
+	o.t.res = nil
 	var cells []*[BlocksPerObject]cell
 	for _, iv := range im.versions {
 		c := new([BlocksPerObject]cell)

@@ -43,6 +43,8 @@ type tables struct {
 	used   [][chunkWords]uint64 // data slots that hold something, by chunk
 	later  []laterFree
 
+	res *resolved // what readers found, for the chain that was asked last
+
 	durable  Number // version in the catalog
 	unplaced int    // cells that point into the journal
 	pins     int    // calls that work on it without the mutex
@@ -125,6 +127,7 @@ func (o *object) add(vid Vid, gen uint64) *table {
 	}
 	t.grow(k + 1)
 	v := &table{vid: vid, gen: gen, chunk: k, u: o.g.usageOf(vid, gen)}
+	t.res = nil
 	v.u.Objects++
 	t.chunks[k].owner = v
 	t.list = append(t.list, v)
@@ -145,6 +148,9 @@ func (t *tables) grow(chunks int) {
 func (o *object) set(v *table, block int, c cell, p pos) {
 	old := v.cells[block]
 	v.cells[block] = c
+	if o.t.res != nil {
+		o.t.res.at[block] = 0
+	}
 	if old.at == c.at {
 		return
 	}
@@ -182,6 +188,7 @@ func (o *object) drop(v *table, p pos) {
 		}
 	}
 	v.u.Objects--
+	o.t.res = nil
 	o.t.chunks[v.chunk].owner = nil
 	for i, w := range o.t.list {
 		if w == v {

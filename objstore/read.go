@@ -49,17 +49,14 @@ func (g *Group) readOne(key Key, chain []VidGen, block int, dst []byte, crcs []u
 		return false
 	}
 	o.t.recent = true
+	v, err := o.t.through(key, chain, block)
+	if err != nil {
+		g.mu.Unlock()
+		return false
+	}
 	var c cell
-	for _, vg := range chain {
-		if v := o.t.find(vg.Vid); v != nil {
-			if v.gen != vg.Gen {
-				g.mu.Unlock()
-				return false
-			}
-			if c = v.cells[block]; c.at != cellAbsent {
-				break
-			}
-		}
+	if v != nil {
+		c = v.cells[block]
 	}
 	var f *objFile
 	kind := c.kind()
@@ -67,7 +64,6 @@ func (g *Group) readOne(key Key, chain []VidGen, block int, dst []byte, crcs []u
 		f = o.hold()
 	}
 	g.mu.Unlock()
-	var err error
 	switch {
 	case kind == cellAbsent || kind == cellZero:
 		clear(dst)
@@ -198,27 +194,15 @@ func (g *Group) markDamaged(o *object) {
 
 // resolve finds each block's cell; slots says that some are in the file.
 func (p *piece) resolve() (slots bool, err error) {
-	t := p.o.t
-	cells, vids := p.cells[:p.count], p.vids[:p.count]
-	clear(cells)
-	left := p.count
-	for _, vg := range p.chain {
-		v := t.find(vg.Vid)
-		if v == nil {
-			continue
+	for i := range p.count {
+		v, err := p.o.t.through(p.key, p.chain, p.first+i)
+		if err != nil {
+			return false, err
 		}
-		if v.gen != vg.Gen {
-			return false, fmt.Errorf("read object %v: vid %06x has generation %d, not %d: %w", p.key, vg.Vid, v.gen, vg.Gen, ErrGeneration)
-		}
-		for i, c := range v.cells[p.first : p.first+p.count] {
-			if c.at != cellAbsent && cells[i].at == cellAbsent {
-				cells[i], vids[i] = c, vg.Vid
-				slots = slots || c.kind() == cellSlot
-				left--
-			}
-		}
-		if left == 0 {
-			break
+		p.cells[i], p.vids[i] = cell{}, 0
+		if v != nil {
+			p.cells[i], p.vids[i] = v.cells[p.first+i], v.vid
+			slots = slots || p.cells[i].kind() == cellSlot
 		}
 	}
 	return slots, nil
