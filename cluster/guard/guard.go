@@ -23,6 +23,9 @@ const readyWord = "ready\n"
 
 const readyTimeout = 10 * time.Second
 
+// pipeTimeout bounds the wait for a guardian that does not read: it was stopped, and the pipe is full.
+const pipeTimeout = 500 * time.Millisecond
+
 // byeTimeout bounds the wait for a guardian that was told to go.
 const byeTimeout = time.Second
 
@@ -36,11 +39,17 @@ type line struct {
 // Guard is the daemon's handle on its guardian.
 type Guard struct {
 	cmd  *exec.Cmd
-	in   io.WriteCloser
+	in   pipe
 	done chan struct{} // closed when the process has ended
 
 	mu      sync.Mutex // guards what follows, and writes
 	stopped bool
+}
+
+// pipe is the guardian's standard input.
+type pipe interface {
+	io.WriteCloser
+	SetWriteDeadline(time.Time) error
 }
 
 // Start runs a guardian for this process: argv is a command that calls Main. It watches when Start returns.
@@ -50,9 +59,13 @@ func Start(argv []string, log *slog.Logger) (*Guard, error) {
 	cmd.Dir = "/"
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	in, err := cmd.StdinPipe()
+	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		return nil, fmt.Errorf("start the guardian: %w", err)
+	}
+	in, ok := stdin.(pipe)
+	if !ok {
+		return nil, fmt.Errorf("start the guardian: a %T has no deadlines", stdin)
 	}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -102,6 +115,9 @@ func (g *Guard) write(l line) error {
 		return nil
 	}
 	g.stopped = l.Bye
+	if err := g.in.SetWriteDeadline(time.Now().Add(pipeTimeout)); err != nil {
+		return fmt.Errorf("tell the guardian: %w", err)
+	}
 	if _, err := g.in.Write(append(b, '\n')); err != nil {
 		return fmt.Errorf("tell the guardian: %w", err)
 	}

@@ -174,3 +174,40 @@ func syscallTerm(t *testing.T, pid int) {
 		time.Sleep(5 * time.Millisecond)
 	}
 }
+
+// A guardian that was stopped reads nothing: neither telling it nor stopping it may hang the daemon.
+func TestStoppedGuardianHangsNobody(t *testing.T) {
+	t.Setenv("GUARD_TEST_ROLE", "guardian")
+	g, err := Start([]string{os.Args[0]}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(g.Pid(), syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	full := make(chan error, 1)
+	go func() { full <- g.Tell(state.Member{Node: 3, Inc: 77}, []string{strings.Repeat("x", 1<<20)}) }()                 // more than a pipe takes
+	for end := time.Now().Add(5 * time.Second); g.mu.TryLock() && time.Now().Before(end); time.Sleep(time.Millisecond) { // until it is at it
+		g.mu.Unlock()
+	}
+	done := make(chan struct{})
+	go func() { g.Stop(); close(done) }()
+	late := time.After(10 * time.Second)
+	select {
+	case <-done:
+	case <-late:
+		syscall.Kill(g.Pid(), syscall.SIGKILL)
+		t.Fatal("the stop hangs")
+	}
+	select {
+	case err := <-full:
+		if err == nil {
+			t.Error("a guardian that does not read was told all the same")
+		}
+	case <-late:
+		t.Fatal("the telling hangs")
+	}
+	if !gone(g.Pid()) {
+		t.Error("the guardian stays")
+	}
+}
