@@ -18,7 +18,7 @@ import (
 func (s *shell) clusterCommand() *cli.Command {
 	return &cli.Command{Name: "cluster", Usage: "the cluster as a whole", Subcommands: []*cli.Command{
 		{Name: "info", Usage: "how the cluster is, and its history", Flags: withAsk(), Action: s.clusterInfo},
-		{Name: "format", Usage: "make a cluster of the nodes that are there; on a formatted one every VDI is lost", Action: s.clusterFormat, Flags: withAsk(
+		{Name: "format", Usage: "make a cluster of the nodes that are there", Action: s.clusterFormat, Flags: withAsk(
 			&cli.IntFlag{Name: "copies", Aliases: []string{"c"}, Value: 3, Usage: "keep `N` copies of everything"},
 			&cli.IntFlag{Name: "min-copies", Usage: "writes wait while fewer than `N` are in sync (default: 1 for 1 or 2 copies, else 2)"},
 			&cli.IntFlag{Name: "pgs", Usage: "number of placement groups, a power of two, fixed for ever (default: 2048)"},
@@ -102,10 +102,7 @@ func (s *shell) clusterFormat(c *cli.Context) error {
 			return err
 		}
 		if st.State != "unformatted" && st.State != "joining" {
-			if err := s.confirm(c, "This cluster is formatted already: formatting it again destroys every VDI on it."); err != nil {
-				return err
-			}
-			r.Force = true
+			return errors.New("Failed to format the cluster: it is formatted already; to begin anew, stop all nodes and empty their directories")
 		}
 		if err := a.Format(ctx, r); err != nil {
 			return fmt.Errorf("Failed to format the cluster: %w", err)
