@@ -65,13 +65,14 @@ const benchObjects = 256 // 1 GiB
 
 // benchWriter stages random 4 KiB writes to a group of its own.
 type benchWriter struct {
-	g   *Group
-	e   Entry
-	rng *rand.Rand
+	g       *Group
+	e       Entry
+	rng     *rand.Rand
+	objects int
 }
 
-func newBenchWriter(s *Store, id int) *benchWriter {
-	w := &benchWriter{g: s.Group(GroupID(id)), rng: rand.New(rand.NewPCG(uint64(id), 1))}
+func newBenchWriter(s *Store, id, writers int) *benchWriter {
+	w := &benchWriter{g: s.Group(GroupID(id)), objects: benchObjects / writers, rng: rand.New(rand.NewPCG(uint64(id), 1))}
 	w.e = Entry{Kind: KindWrite, Vid: 1, Gen: 1, Count: 1, Data: fill(uint64(id), 1), Number: w.g.Last()}
 	w.e.Number.Term = 1
 	w.e.SumData()
@@ -80,7 +81,7 @@ func newBenchWriter(s *Store, id int) *benchWriter {
 
 func (w *benchWriter) write(b *testing.B) {
 	w.e.Number.LSN++
-	w.e.Key = MakeKey(1, uint32(w.rng.IntN(benchObjects)))
+	w.e.Key = MakeKey(1, uint32(w.rng.IntN(w.objects)))
 	w.e.First = uint16(w.rng.IntN(BlocksPerObject))
 	if err := w.g.Stage(&w.e); err != nil {
 		b.Fatal(err)
@@ -89,7 +90,7 @@ func (w *benchWriter) write(b *testing.B) {
 
 func BenchmarkWrite4K(b *testing.B) {
 	s := benchStore(b)
-	w := newBenchWriter(s, 1)
+	w := newBenchWriter(s, 1, 1)
 	b.SetBytes(BlockSize)
 	b.ReportAllocs()
 	defer cpuTime(b)()
@@ -118,7 +119,7 @@ func BenchmarkWrite4KSync(b *testing.B) {
 			var wg sync.WaitGroup
 			for id := range writers {
 				wg.Go(func() {
-					w := newBenchWriter(s, id)
+					w := newBenchWriter(s, id, writers)
 					for left.Add(-1) >= 0 {
 						start := time.Now()
 						w.write(b)
@@ -287,7 +288,7 @@ func BenchmarkRead(b *testing.B) {
 // BenchmarkReadJournaled reads what is not checkpointed yet.
 func BenchmarkReadJournaled(b *testing.B) {
 	s := benchStore(b)
-	w := newBenchWriter(s, 1)
+	w := newBenchWriter(s, 1, 1)
 	for range 4096 {
 		w.write(b)
 	}

@@ -129,7 +129,7 @@ func BenchmarkWriteAfterSnapshot(b *testing.B) {
 	for _, fresh := range []bool{false, true} {
 		b.Run(fmt.Sprintf("snapshot=%v", fresh), func(b *testing.B) {
 			s := benchStore(b)
-			w := newBenchWriter(s, 1)
+			w := newBenchWriter(s, 1, 1)
 			w.e.Count, w.e.Data = BlocksPerObject, bytes.Repeat(w.e.Data, BlocksPerObject)
 			w.e.SumData()
 			for k := range benchObjects {
