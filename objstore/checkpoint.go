@@ -64,7 +64,7 @@ func (s *Store) checkpointLoop() {
 		case <-s.stop:
 			return
 		case <-timer.C:
-			due = true
+			due = s.j.endNow() != pos(s.cutAt.Load()) // else nothing has happened since the last one
 		case <-s.checkpointKick:
 			due = s.checkpointNow.Swap(false) || s.journalHeavy()
 		}
@@ -130,6 +130,7 @@ func (s *Store) tryCheckpoint() error {
 	plans, err := s.writeCheckpoint(n, cut, groups, dropped)
 	if err != nil {
 		s.abortCheckpoint(groups, plans)
+		s.cutAt.Store(uint64(s.cutDone))
 		return fmt.Errorf("checkpoint %d: %w", n, err)
 	}
 	s.checkpointDone, s.cutDone = n, cut

@@ -26,6 +26,11 @@
 // used again, and slots that were superseded are free. Open replays what the
 // journal has beyond the last checkpoint (replay.go).
 //
+// Readers find a block's newest version in the chain they bring (resolve.go,
+// read.go). A scrub reads everything once in a while (scrub.go). Check and
+// Dump look at a stopped store (check.go, dump.go). Resync installs whole
+// objects (unit.go, copy.go, syncing.go).
+//
 // # Invariants
 //
 //   - Bytes that count are never overwritten: data go to free slots, tables to

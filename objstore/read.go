@@ -15,7 +15,7 @@ import (
 // blocks' checksums. With nowait, ErrWouldBlock says that the disk would have
 // to be asked.
 func (g *Group) Read(key Key, chain []VidGen, first, count int, dst []byte, crcs []uint32, nowait bool) error {
-	if first < 0 || count < 0 || first+count > BlocksPerObject || len(dst) < count*BlockSize || crcs != nil && len(crcs) < count {
+	if len(chain) == 0 || first < 0 || count < 0 || first+count > BlocksPerObject || len(dst) < count*BlockSize || crcs != nil && len(crcs) < count {
 		return fmt.Errorf("read object %v blocks %d+%d: %w", key, first, count, ErrFormat)
 	}
 	if count == 1 && g.readOne(key, chain, first, dst[:BlockSize], crcs, nowait) {
@@ -338,7 +338,7 @@ func (p *piece) blockError(i int, err error) error {
 // the vid at chain[0] sees them. vid is 0 where no version has them. A
 // damaged object is one bad extent.
 func (g *Group) Extents(key Key, chain []VidGen, first, count int, yield func(first, count int, st State, vid Vid)) error {
-	if first < 0 || count < 0 || first+count > BlocksPerObject {
+	if len(chain) == 0 || first < 0 || count < 0 || first+count > BlocksPerObject {
 		return fmt.Errorf("extents of object %v blocks %d+%d: %w", key, first, count, ErrFormat)
 	}
 	start, n := first, 0
