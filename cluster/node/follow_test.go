@@ -23,7 +23,7 @@ func mapNaming(index, inc uint64) *state.Map {
 func glued(t *testing.T, clock lease.Clock, home func(state.GroupID) *objstore.Store) *Node {
 	n := &Node{cfg: Config{Clock: clock}}
 	n.holder = n.newHolder(clock)
-	n.engine = replica.New(replica.Config{Self: n.Self, Map: state.New, Leased: n.holder.Valid, Store: home})
+	n.engine = replica.New(replica.Config{Self: n.Self, Leased: n.holder.Valid, Store: home})
 	t.Cleanup(n.engine.Close)
 	return n
 }

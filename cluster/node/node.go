@@ -132,7 +132,7 @@ func (n *Node) start() (err error) {
 	if err != nil {
 		return err
 	}
-	n.engine = replica.New(replica.Config{Self: n.Self, Net: n.cfg.Net, Store: n.stores.home, Map: n.cons.Map, Leased: n.holder.Valid,
+	n.engine = replica.New(replica.Config{Self: n.Self, Net: n.cfg.Net, Store: n.stores.home, Leased: n.holder.Valid,
 		Propose: n.Propose, ReportClosed: n.reportClosed, Logger: n.log})
 	if err = n.startGossip(id); err != nil {
 		return err

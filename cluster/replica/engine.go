@@ -19,7 +19,6 @@ type Config struct {
 	Self    func() state.Member // this node and its incarnation
 	Net     wire.Network
 	Store   func(state.GroupID) *objstore.Store // the group's home disk; nil on a gateway
-	Map     func() *state.Map                   // newest applied
 	Leased  func() bool                         // this node's lease holds now (R12, R13)
 	Propose func(ctx context.Context, cmd *state.Command) (state.Result, error)
 	// ReportClosed tells the leader that groups hold no unfinished write to a vid that is being frozen (R22).
@@ -70,12 +69,11 @@ type Engine struct {
 	mapMu   sync.Mutex    // one MapChanged at a time
 	applied chan struct{} // closed and replaced when a newer map is in use
 
-	early     sparse
-	proposer  proposer
-	resyncer  resyncer
-	closings  closings
-	readers   chan struct{}
-	collectMu sync.Mutex
+	early    sparse
+	proposer proposer
+	resyncer resyncer
+	closings closings
+	readers  chan struct{}
 
 	Stats Stats
 }

@@ -145,7 +145,6 @@ func (n *testNode) start() {
 		Self:   func() state.Member { return self },
 		Net:    h,
 		Store:  func(state.GroupID) *objstore.Store { return store },
-		Map:    n.a.cur,
 		Leased: n.lease.Load,
 		Propose: func(ctx context.Context, cmd *state.Command) (state.Result, error) {
 			time.Sleep(3 * time.Millisecond)
