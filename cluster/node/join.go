@@ -167,6 +167,9 @@ func (n *Node) gather(ctx context.Context) error {
 		if n.allIn() {
 			return nil
 		}
+		if err := n.Err(); err != nil {
+			return fmt.Errorf("format: this node cannot go on: %w", err)
+		}
 		sleep(wait, formatPeriod)
 	}
 	if n.Self().Node == state.NoNode {

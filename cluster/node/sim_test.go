@@ -30,11 +30,14 @@ type world struct {
 	nodes map[string]*Node // running
 	raft  map[string]*consensus.Memory
 	hub   *hub
+	tune  func(h string, cfg *Config) // what is special about a node
 }
 
-func newWorld(t *testing.T, n int) *world {
+func newWorld(t *testing.T, n int) *world { return newWorldOf(t, n, func(string, *Config) {}) }
+
+func newWorldOf(t *testing.T, n int, tune func(h string, cfg *Config)) *world {
 	w := &world{t: t, dir: t.TempDir(), net: memnet.New(), start: time.Now(), nodes: map[string]*Node{}, raft: map[string]*consensus.Memory{},
-		hub: &hub{met: map[string]gossip.Meta{}}}
+		hub: &hub{met: map[string]gossip.Meta{}}, tune: tune}
 	for i := range n {
 		h := fmt.Sprintf("n%d", i+1)
 		w.hosts = append(w.hosts, h)
@@ -86,7 +89,7 @@ func (w *world) run(h string) { w.runAt(h, h) }
 // runAt starts a node whose directory is h's at a host.
 func (w *world) runAt(h, host string) {
 	w.t.Helper()
-	n, err := Start(Config{
+	cfg := Config{
 		Dirs: []string{filepath.Join(w.dir, h)}, Listen: host + ":7000", VNodes: 64, Store: smallStore, Net: w.net.Host(host), Raft: w.raft[h], BootID: strings.Repeat("b", 36),
 		Clock: func() time.Duration { return time.Since(w.start) + time.Hour },
 		Finder: func(self gossip.Meta, _ func()) (Finder, error) {
@@ -95,7 +98,9 @@ func (w *world) runAt(h, host string) {
 			return f, nil
 		},
 		Logger: slog.New(virtual{slog.NewTextHandler(logTo{w.t}, &slog.HandlerOptions{Level: slog.LevelInfo}), w.start}).With("n", h),
-	})
+	}
+	w.tune(h, &cfg)
+	n, err := Start(cfg)
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -12,6 +12,7 @@ import (
 
 const (
 	readBufBytes = 256 << 10
+	readBufFirst = 8 << 10
 	// Data up to this size is copied behind its header: cheaper than one more piece for writev. Larger data is sent from where it lies.
 	copyBytesMax = 16 << 10
 	// What may wait for a peer that does not read. In-flight bounds above keep it far below; beyond, the peer is as good as gone.
@@ -251,7 +252,7 @@ func (c *Conn) writeLoop() {
 
 // readLoop handles frames until the connection ends.
 func (c *Conn) readLoop() {
-	r := reader{nc: c.nc, buf: make([]byte, readBufBytes)}
+	r := reader{nc: c.nc, buf: make([]byte, readBufFirst), max: readBufBytes}
 	var b Batch
 	var f Frame // one for all frames: handlers keep nothing of it
 	var err error

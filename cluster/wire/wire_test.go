@@ -103,7 +103,7 @@ func FuzzFrame(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		a, z := net.Pipe()
 		go func() { z.Write(b); z.Close() }()
-		r := reader{nc: a, buf: make([]byte, 1024)}
+		r := reader{nc: a, buf: make([]byte, 128), max: 1024}
 		for r.fill() == nil {
 			for {
 				f, ok, err := r.next()
