@@ -2,7 +2,8 @@
 // testing/synctest its connections block durably, so that virtual time passes.
 //
 // It behaves as TCP does: bytes arrive in order or not at all; while a direction is cut they wait (retransmission) and arrive after it heals; a host that
-// is killed resets its connections if the reset can get through, otherwise its peers hear nothing.
+// is killed resets its connections if the reset can get through, otherwise its peers hear nothing. A host whose process is paused (SIGSTOP) neither reads,
+// writes, dials nor accepts; its kernel still takes what arrives. A connection that is reset loses what was under way in it.
 package memnet
 
 import (
@@ -23,13 +24,14 @@ type Net struct {
 	listeners map[string]*listener
 	conns     map[*conn]struct{}
 	cut       map[[2]string]bool // from, to
+	paused    map[string]bool
 	latency   func(from, to string) time.Duration
 	wake      *sync.Cond // cuts or listeners changed
 }
 
 // New makes a network.
 func New() *Net {
-	n := &Net{listeners: map[string]*listener{}, conns: map[*conn]struct{}{}, cut: map[[2]string]bool{}}
+	n := &Net{listeners: map[string]*listener{}, conns: map[*conn]struct{}{}, cut: map[[2]string]bool{}, paused: map[string]bool{}}
 	n.wake = sync.NewCond(&n.mu)
 	n.latency = func(string, string) time.Duration { return 50 * time.Microsecond }
 	return n
@@ -63,10 +65,36 @@ func (n *Net) HealAll() {
 	n.changed()
 }
 
+// Pause stops the process of a host, as SIGSTOP does: it gets and sends nothing until Resume.
+func (n *Net) Pause(host string) { n.pause(host, true) }
+
+// Resume lets it go on.
+func (n *Net) Resume(host string) { n.pause(host, false) }
+
+func (n *Net) pause(host string, paused bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.paused[host] = paused
+	n.changed()
+}
+
+// Reset breaks all connections between two hosts; what was under way in them is lost.
+func (n *Net) Reset(a, b string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for c := range n.conns {
+		if c.host == a && c.peerHost == b || c.host == b && c.peerHost == a {
+			c.reset, c.in, c.inBytes = true, nil, 0
+		}
+	}
+	n.changed()
+}
+
 // Kill ends all connections and listeners of a host, as the kernel does for a process that died.
 func (n *Net) Kill(host string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	delete(n.paused, host)
 	for addr, l := range n.listeners {
 		if hostOf(addr) == host {
 			l.closed = true
@@ -126,7 +154,7 @@ func (h *Host) Dial(addr string, timeout time.Duration) (net.Conn, error) {
 	time.Sleep(lat)
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for n.cut[[2]string{h.name, to}] || n.cut[[2]string{to, h.name}] {
+	for n.cut[[2]string{h.name, to}] || n.cut[[2]string{to, h.name}] || n.paused[h.name] {
 		if !n.waitUntil(n.wake, deadline) {
 			return nil, fmt.Errorf("dial %s: %w", addr, os.ErrDeadlineExceeded)
 		}
@@ -173,7 +201,7 @@ type listener struct {
 func (l *listener) Accept() (net.Conn, error) {
 	l.n.mu.Lock()
 	defer l.n.mu.Unlock()
-	for len(l.queue) == 0 {
+	for len(l.queue) == 0 || l.n.paused[hostOf(l.addr)] {
 		if l.closed {
 			return nil, net.ErrClosed
 		}
@@ -221,6 +249,7 @@ type conn struct {
 
 	in      []packet // what the peer sent
 	inBytes int
+	reset   bool  // by the network
 	err     error // closed here
 	peerErr error // what the peer's end tells us, once it can get through
 	rd, wd  time.Time
@@ -231,8 +260,14 @@ func (c *conn) Read(b []byte) (int, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for {
-		if c.err != nil {
+		switch {
+		case c.err != nil:
 			return 0, net.ErrClosed
+		case n.paused[c.host]:
+			c.wake.Wait()
+			continue
+		case c.reset:
+			return 0, syscall.ECONNRESET
 		}
 		open := !n.cut[[2]string{c.peerHost, c.host}]
 		var next time.Time
@@ -250,7 +285,7 @@ func (c *conn) Read(b []byte) (int, error) {
 			}
 			next = p.at
 		}
-		if open && len(c.in) == 0 && c.peerErr != nil {
+		if open && len(c.in) == 0 && c.peerErr != nil && !n.paused[c.peerHost] {
 			return 0, c.peerErr
 		}
 		if !c.rd.IsZero() && (next.IsZero() || c.rd.Before(next)) {
@@ -266,16 +301,24 @@ func (c *conn) Write(b []byte) (int, error) {
 	n := c.n
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for c.peer.inBytes >= windowBytes && c.err == nil && c.peer.err == nil {
-		if !n.waitUntil(c.wake, c.wd) {
+	for c.err == nil && (n.paused[c.host] || c.peer.inBytes >= windowBytes && !c.gone()) {
+		until := c.wd
+		if n.paused[c.host] {
+			until = time.Time{}
+		}
+		if !n.waitUntil(c.wake, until) {
 			return 0, os.ErrDeadlineExceeded
 		}
 	}
 	switch {
 	case c.err != nil:
 		return 0, net.ErrClosed
-	case c.peer.err != nil:
+	case c.reset:
+		return 0, syscall.ECONNRESET
+	case c.gone():
 		return 0, syscall.EPIPE
+	case c.peer.err != nil: // by a process that is paused: not closed yet
+		return len(b), nil
 	}
 	at := time.Now().Add(n.latency(c.host, c.peerHost))
 	c.peer.in = append(c.peer.in, packet{append([]byte(nil), b...), at})
@@ -283,6 +326,9 @@ func (c *conn) Write(b []byte) (int, error) {
 	c.peer.wake.Broadcast()
 	return len(b), nil
 }
+
+// gone says that the other end is closed, or broken.
+func (c *conn) gone() bool { return c.reset || c.peer.err != nil && !c.n.paused[c.peerHost] }
 
 func (c *conn) Close() error {
 	c.n.mu.Lock()

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 	"syscall"
 
 	"github.com/sheepdog-go/sheepdog/cluster/consensus"
+	"github.com/sheepdog-go/sheepdog/objstore/vfs"
 )
 
 const (
@@ -24,7 +26,8 @@ const (
 	identityName   = "node.json"
 	// Incarnations remembered. One that never registered is of no use to anybody; the newest that did is among the last, or somebody restarted the
 	// node this often without reaching the cluster once.
-	incarnationsMax = 256
+	incarnationsMax  = 256
+	identityBytesMax = 1 << 20
 )
 
 // identity is what a directory knows of its node, in epoch/node.json.
@@ -50,46 +53,62 @@ type knownDisk struct {
 // dir is a node's first directory, locked.
 type dir struct {
 	path string
-	lock *os.File
+	fs   vfs.FS
+	lock io.Closer
 
 	mu sync.Mutex // guards id
 	id identity
 }
 
-// openDir locks a directory and reads who the node is, or makes it somebody.
-func openDir(path string) (*dir, error) {
-	if err := os.MkdirAll(filepath.Join(path, epochDir), 0o700); err != nil {
+// openDir locks a directory and reads who the node is, or makes it somebody. fsys is where it is; nil is the operating system's file system.
+func openDir(path string, fsys vfs.FS) (*dir, error) {
+	if fsys == nil {
+		fsys = vfs.OS{}
+	}
+	d := &dir{path: path, fs: fsys}
+	err := mkdirAll(fsys, filepath.Join(path, epochDir))
+	if err != nil {
 		return nil, fmt.Errorf("open node directory: %w", err)
 	}
-	lock, err := lockDir(path)
-	if err != nil {
+	if d.lock, err = lockDir(fsys, path); err != nil {
 		return nil, err
 	}
-	d := &dir{path: path, lock: lock}
 	if err := d.read(); err != nil {
-		lock.Close()
+		d.lock.Close()
 		return nil, err
 	}
 	return d, nil
 }
 
+func mkdirAll(fsys vfs.FS, path string) error {
+	if _, ok := fsys.(vfs.OS); ok {
+		return os.MkdirAll(path, 0o700)
+	}
+	err := fsys.Mkdir(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err = mkdirAll(fsys, filepath.Dir(path)); err == nil {
+			err = fsys.Mkdir(path)
+		}
+	}
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	return errors.Join(err, fsys.SyncDir(filepath.Dir(path)))
+}
+
 // lockDir takes the directory's lock; it is free again when the file is closed, or its process is gone.
-func lockDir(path string) (*os.File, error) {
-	if err := os.MkdirAll(path, 0o700); err != nil {
+func lockDir(fsys vfs.FS, path string) (io.Closer, error) {
+	if err := mkdirAll(fsys, path); err != nil {
 		return nil, fmt.Errorf("open node directory: %w", err)
 	}
-	f, err := os.OpenFile(filepath.Join(path, lockName), os.O_CREATE|os.O_RDWR, 0o600)
+	l, err := fsys.Lock(filepath.Join(path, lockName))
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		return nil, fmt.Errorf("directory %s is in use by another daemon", path)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("lock node directory: %w", err)
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		f.Close()
-		if errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, fmt.Errorf("directory %s is in use by another daemon", path)
-		}
-		return nil, fmt.Errorf("lock %s: %w", path, err)
-	}
-	return f, nil
+	return l, nil
 }
 
 func (d *dir) close() { d.lock.Close() }
@@ -98,9 +117,9 @@ func (d *dir) file() string { return filepath.Join(d.path, epochDir, identityNam
 
 // read reads the identity; a directory without one gets one.
 func (d *dir) read() error {
-	b, err := os.ReadFile(d.file())
+	b, err := readFile(d.fs, d.file())
 	if errors.Is(err, fs.ErrNotExist) {
-		if _, err := os.Stat(d.raft()); err == nil {
+		if _, err := d.fs.ReadDir(d.raft()); err == nil {
 			return fmt.Errorf("directory %s has raft's log but no %s: it is not complete", d.path, filepath.Join(epochDir, identityName))
 		}
 		d.id = identity{Format: identityFormat, UUID: newUUID()}
@@ -147,21 +166,42 @@ func (d *dir) write(id identity) error {
 	if err != nil {
 		return err
 	}
-	if err := replaceFile(d.file(), append(b, '\n')); err != nil {
+	if err := replaceFile(d.fs, d.file(), append(b, '\n')); err != nil {
 		return fmt.Errorf("write node identity: %w", err)
 	}
 	return nil
 }
 
-func replaceFile(name string, b []byte) error {
+func readFile(fsys vfs.FS, name string) ([]byte, error) {
+	f, err := fsys.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	n, err := f.Size()
+	if err != nil {
+		return nil, err
+	}
+	b := make([]byte, min(n, identityBytesMax))
+	k, err := f.ReadAt(b, 0)
+	if err == io.EOF {
+		err = nil
+	}
+	return b[:k], err
+}
+
+func replaceFile(fsys vfs.FS, name string, b []byte) error {
 	tmp := name + ".new"
-	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err := fsys.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := fsys.Create(tmp)
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(b)
+	_, err = f.WriteAt(b, 0)
 	if err == nil {
-		err = f.Sync()
+		err = f.Datasync()
 	}
 	if cerr := f.Close(); err == nil {
 		err = cerr
@@ -169,15 +209,10 @@ func replaceFile(name string, b []byte) error {
 	if err != nil {
 		return err
 	}
-	if err := os.Rename(tmp, name); err != nil {
+	if err := fsys.Rename(tmp, name); err != nil {
 		return err
 	}
-	parent, err := os.Open(filepath.Dir(name))
-	if err != nil {
-		return err
-	}
-	defer parent.Close()
-	return parent.Sync()
+	return fsys.SyncDir(filepath.Dir(name))
 }
 
 // raft is where raft's log lies.

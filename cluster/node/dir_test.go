@@ -10,11 +10,11 @@ import (
 
 func TestR5IncarnationsAreDurableAndBounded(t *testing.T) {
 	path := t.TempDir()
-	d, err := openDir(path)
+	d, err := openDir(path, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := openDir(path); err == nil || !strings.Contains(err.Error(), "in use") {
+	if _, err := openDir(path, nil); err == nil || !strings.Contains(err.Error(), "in use") {
 		t.Fatalf("opened twice: %v", err)
 	}
 	var last uint64
@@ -25,7 +25,7 @@ func TestR5IncarnationsAreDurableAndBounded(t *testing.T) {
 	}
 	id := d.get()
 	d.close()
-	d, err = openDir(path)
+	d, err = openDir(path, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,7 +49,7 @@ func TestDamagedIdentityIsRefused(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(path, epochDir, identityName), []byte(bad), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := openDir(path); err == nil || !strings.Contains(err.Error(), identityName) {
+		if _, err := openDir(path, nil); err == nil || !strings.Contains(err.Error(), identityName) {
 			t.Errorf("identity %q: %v", bad, err)
 		}
 	}
@@ -57,7 +57,7 @@ func TestDamagedIdentityIsRefused(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(path, epochDir, "raft"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := openDir(path); err == nil { // a new identity on an old log would vote twice
+	if _, err := openDir(path, nil); err == nil { // a new identity on an old log would vote twice
 		t.Error("a raft log without its node is accepted")
 	}
 }

@@ -100,7 +100,7 @@ func Start(cfg Config) (*Node, error) {
 }
 
 func (n *Node) start() (err error) {
-	if n.dir, err = openDir(n.cfg.Dirs[0]); err != nil {
+	if n.dir, err = openDir(n.cfg.Dirs[0], n.cfg.Store.FS); err != nil {
 		return err
 	}
 	id := n.dir.get()

@@ -3,6 +3,7 @@ package node
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/bits"
 	"os"
@@ -25,7 +26,7 @@ type stores struct {
 	self    *dir // the node's, which remembers its disks
 	gateway bool // no further disk is made
 	log     *slog.Logger
-	locks   []*os.File // of the directories but the first, whose lock is the node's
+	locks   []io.Closer // of the directories but the first, whose lock is the node's
 
 	list  atomic.Pointer[[]*objstore.Store] // nil until open
 	homes sync.Map                          // state.GroupID → *objstore.Store, where there are several disks
@@ -47,7 +48,7 @@ func newStores(cfg Config, self *dir) (*stores, error) {
 	}
 	for i, d := range s.dirs {
 		if i > 0 {
-			lock, err := lockDir(d)
+			lock, err := lockDir(vfs.OS{}, d)
 			if err != nil {
 				s.unlock()
 				return nil, err

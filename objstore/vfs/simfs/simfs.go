@@ -131,6 +131,20 @@ func (f *FS) Clone() *FS {
 	return f.image()
 }
 
+// Kill ends the process that uses the file system and returns it for the next one: everything written is there, what was not synced is still
+// not synced, and locks are free. The old one answers ErrPower for ever.
+func (f *FS) Kill() *FS {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.off {
+		return f.cutImage
+	}
+	f.off = true
+	f.cutImage = &FS{rng: f.rng, root: f.root, dirs: f.dirs, locks: map[string]bool{}, flushOne: f.flushOne,
+		capacity: f.capacity, used: f.used, inodesMax: f.inodesMax, inodes: f.inodes, noXattr: f.noXattr}
+	return f.cutImage
+}
+
 // dir is a directory: its names as they are and as they are on the disk.
 type dir struct {
 	names   map[string]*inode

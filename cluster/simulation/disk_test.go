@@ -1,0 +1,47 @@
+package simulation
+
+import (
+	"strings"
+	"sync/atomic"
+	"syscall"
+
+	"github.com/sheepdog-go/sheepdog/objstore/vfs/simfs"
+)
+
+// diskFaults are what a machine's disk does wrong. Each field is how many more calls fail so.
+type diskFaults struct {
+	reads, writes, syncs atomic.Int64
+	any                  atomic.Bool // one has failed since the last start: the store may be at its end
+}
+
+func (f *diskFaults) on(d *simfs.FS) {
+	d.Before = func(op, name string) error {
+		if !strings.Contains(name, "/obj") && !strings.Contains(name, "/journal") {
+			return nil
+		}
+		switch op {
+		case "read":
+			return f.fail(&f.reads)
+		case "write":
+			return f.fail(&f.writes)
+		case "sync", "syncfs", "syncdir":
+			return f.fail(&f.syncs)
+		}
+		return nil
+	}
+}
+
+func (f *diskFaults) fail(left *atomic.Int64) error {
+	if left.Load() <= 0 || left.Add(-1) < 0 {
+		return nil
+	}
+	f.any.Store(true)
+	return syscall.EIO
+}
+
+func (f *diskFaults) clear() {
+	f.reads.Store(0)
+	f.writes.Store(0)
+	f.syncs.Store(0)
+	f.any.Store(false)
+}
