@@ -219,8 +219,9 @@ func (g *group) hasRoom(en *entry) bool {
 // fail refuses a request for what the store said.
 func (g *group) fail(r *wire.Request, err error, b *wire.Batch) {
 	s := statusOf(err)
-	if s == wire.StatusFailed && g.store.Err() != nil && g.otherMember(g.e.agreed()) != state.NoNode {
-		g.wantSet() // the group goes to another; the client asks there
+	if s == wire.StatusFailed && g.store.Err() != nil {
+		g.e.early.say(g.e.log, "requests wait: this node's disk has failed", g.node(), g.id, err)
+		g.wantSet() // the group goes to another, if there is one; the client asks there. Else it waits for one, as for a node that is down
 		g.refuse(r, wire.StatusBehind, b)
 		return
 	}

@@ -69,7 +69,7 @@ func (v *volume) begin(e *event) {
 //	fua        leaves only itself
 //	flush      drops what is older than the newest value whose write was answered before the flush was asked for
 //	loss       falls back to any of them, but not behind what a client that lives on has been answered: it sends that again (R17)
-//	maybe      a write that may have been there for a while, before a loss took it back and it was sent again
+//	maybe      a write without an answer appends, or never came; or one that was there for a while, before a loss took it back and it was sent again
 //	read       sees the last
 type input struct {
 	kind   string
@@ -168,22 +168,40 @@ func (v *volume) fencedAt(s *session, g state.GroupID) int64 {
 	return end
 }
 
-// liveAt is the session that goes on at a loss and sends again what it was answered: it was open, and its group answered it afterwards.
-func (v *volume) liveAt(l loss) *session {
+// liveAt is the session that goes on at a loss and sends again what it was answered: it was open, and its group answered it afterwards, first at the
+// moment that is told too.
+func (v *volume) liveAt(l loss) (*session, int64) {
 	if v.shared {
-		return nil
+		return nil, 0
 	}
 	for _, s := range v.sessions {
 		if s.born > l.before {
 			continue
 		}
 		for _, e := range v.events {
-			if e.sess == s && e.call > l.after && e.ret != 0 && e.kind != wire.KindFlush && v.regs[e.first].group == l.group {
-				return s
+			if e.sess == s && e.ret > l.after && e.kind != wire.KindFlush && v.regs[e.first].group == l.group {
+				return s, e.ret
 			}
 		}
 	}
-	return nil
+	return nil, 0
+}
+
+// beforeResending says that a snapshot may hold what disks held after a power cut, before a client that lives on had sent again what it was answered.
+func (v *volume) beforeResending(e *event, losses []loss) bool {
+	for _, l := range losses {
+		if s, at := v.liveAt(l); e.sess == nil && s != nil && e.ret > l.before && e.call < at {
+			return true
+		}
+	}
+	return false
+}
+
+// overtaken says of a write to a shared volume that another client's there was answered before it was.
+func (v *volume) overtaken(e *event, n int, ret int64) bool {
+	return v.shared && slices.ContainsFunc(v.events, func(o *event) bool {
+		return o.writes() && o.sess != e.sess && o.first <= n && n < o.last && o.ret > e.call && o.ret < ret
+	})
 }
 
 // history is what happened to one register.
@@ -223,7 +241,7 @@ func (v *volume) history(n int, losses []loss) ([]porcupine.Operation, *values) 
 			continue
 		}
 		if !e.writes() {
-			if e.ret != 0 {
+			if e.ret != 0 && !v.beforeResending(e, mine) {
 				add(e.call, e.ret, input{kind: "read"}, e.got[n-e.first])
 			}
 			continue
@@ -238,17 +256,23 @@ func (v *volume) history(n int, losses []loss) ([]porcupine.Operation, *values) 
 			kind = "fua"
 		}
 		if ret == 0 {
-			ret = max(v.fencedAt(e.sess, r.group), e.call)
+			ret, kind = max(v.fencedAt(e.sess, r.group), e.call), "maybe"
 		}
 		for _, l := range mine {
 			if e.call < l.after && ret > l.before {
 				add(e.call, l.after, input{kind: "maybe", id: e.value}, nil)
 			}
 		}
+		if v.overtaken(e, n, ret) { // it may be sent again after another client's write, and take that back
+			for range 2 {
+				add(e.call, ret, input{kind: "maybe", id: e.value}, nil)
+			}
+		}
 		add(e.call, ret, input{kind: kind, id: e.value}, nil)
 	}
 	for _, l := range mine {
-		add(l.before, l.after, input{kind: "loss", flying: flying(l.before, l.after), live: v.liveAt(l)}, nil)
+		live, _ := v.liveAt(l)
+		add(l.before, l.after, input{kind: "loss", flying: flying(l.before, l.after), live: live}, nil)
 	}
 	return ops, vs
 }
@@ -284,27 +308,34 @@ func describe(vs *values, ops []porcupine.Operation) string {
 			lo = mid + 1
 		}
 	}
-	ops = ops[:min(lo, len(ops))]
+	last := ops[max(0, min(lo, len(ops))-1)]
 	slices.SortFunc(ops, func(a, b porcupine.Operation) int { return int(a.Call - b.Call) })
-	if len(ops) > 60 {
-		ops = ops[len(ops)-60:]
-	}
 	var b strings.Builder
-	for _, o := range ops {
+	for n, o := range ops {
+		if at := slices.IndexFunc(ops, func(o porcupine.Operation) bool { return o.ClientId == last.ClientId }); n < at-40 || n > at+15 {
+			continue
+		}
+		if o.ClientId == last.ClientId {
+			b.WriteString("  ->")
+		}
 		i := o.Input.(input)
 		live := ""
 		if i.live != nil {
 			live = fmt.Sprint(" live ", i.live.id)
 		}
-		var out any = ""
-		if i.kind == "read" {
-			out = o.Output
-		}
+		out := o.Output
 		by := ""
 		if s := vs.writer[i.id]; s != nil && i.kind != "read" {
 			by = fmt.Sprint(" by session ", s.id)
 		}
-		fmt.Fprintf(&b, "    [%d, %d] %s %d%v%s%s\n", o.Call, o.Return, i.kind, i.id, out, by, live)
+		what := fmt.Sprint(i.id)
+		if i.id != 0 && vs.content[i.id] == 0 {
+			what += " of zeros"
+		}
+		if i.kind == "read" {
+			what = fmt.Sprint(out)
+		}
+		fmt.Fprintf(&b, "    [%d, %d] %s %s%s%s\n", o.Call, o.Return, i.kind, what, by, live)
 	}
 	return b.String()
 }
