@@ -22,6 +22,7 @@ import (
 	"github.com/sheepdog-go/sheepdog/cluster/memnet"
 	"github.com/sheepdog-go/sheepdog/cluster/node"
 	"github.com/sheepdog-go/sheepdog/cluster/state"
+	"github.com/sheepdog-go/sheepdog/cluster/wire"
 	"github.com/sheepdog-go/sheepdog/objstore"
 	"github.com/sheepdog-go/sheepdog/objstore/vfs/simfs"
 )
@@ -37,6 +38,8 @@ type site struct {
 	raft  []*consensus.Memory
 	nodes []*node.Node
 	hub   gossipHub
+	wrap  func(host string, n wire.Network) wire.Network // what is wrong with a host's network
+	tune  func(i int, cfg *node.Config)
 }
 
 // gossipHub is gossip that always works.
@@ -77,14 +80,19 @@ func (f hubFinder) Update(m gossip.Meta) {
 func (f hubFinder) Close() {}
 
 func newSite(t *testing.T, seed uint64) *site {
-	s := &site{t: t, dir: t.TempDir(), net: memnet.New(), start: time.Now(), seed: seed, nodes: make([]*node.Node, 3), hub: gossipHub{met: map[string]gossip.Meta{}}}
+	return newSiteOf(t, seed, 3, func(_ string, n wire.Network) wire.Network { return n }, func(int, *node.Config) {})
+}
+
+func newSiteOf(t *testing.T, seed uint64, nodes int, wrap func(string, wire.Network) wire.Network, tune func(int, *node.Config)) *site {
+	s := &site{t: t, dir: t.TempDir(), net: memnet.New(), start: time.Now(), seed: seed, nodes: make([]*node.Node, nodes), hub: gossipHub{met: map[string]gossip.Meta{}},
+		wrap: wrap, tune: tune}
 	t.Cleanup(func() {
 		for i := range s.nodes {
 			s.crash(i)
 		}
 		time.Sleep(time.Minute)
 	})
-	for i := range 3 {
+	for i := range nodes {
 		s.disks = append(s.disks, s.newDisk(seed*10+uint64(i), fmt.Sprint("n", i)))
 		s.raft = append(s.raft, consensus.NewMemory())
 		s.run(i)
@@ -125,7 +133,7 @@ func (s *site) log() *slog.Logger {
 
 func (s *site) run(i int) {
 	host := fmt.Sprint("n", i)
-	n, err := node.Start(node.Config{Dirs: []string{filepath.Join(s.dir, host)}, Listen: host + ":7000", VNodes: 64, Net: s.net.Host(host), Raft: s.raft[i],
+	cfg := node.Config{Dirs: []string{filepath.Join(s.dir, host)}, Listen: host + ":7000", VNodes: 64, Net: s.wrap(host, s.net.Host(host)), Raft: s.raft[i],
 		Store:  objstore.Config{FS: s.disks[i], SegmentBytes: 256 << 10, JournalBytesMax: 4 << 20, ReserveBytes: 1 << 20, TableCacheBytes: 1 << 20},
 		BootID: strings.Repeat("b", 36),
 		Clock:  func() time.Duration { return time.Since(s.start) + time.Hour },
@@ -134,7 +142,9 @@ func (s *site) run(i int) {
 			f.Update(self)
 			return f, nil
 		},
-		Logger: s.log().With("n", i)})
+		Logger: s.log().With("n", i)}
+	s.tune(i, &cfg)
+	n, err := node.Start(cfg)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -171,7 +181,7 @@ func (s *site) powerCut() {
 func (s *site) client(name string) (*client.Client, func()) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	net := s.net.Host(name)
+	net := s.wrap(name, s.net.Host(name))
 	w, err := client.Watch(ctx, client.WatchConfig{Nodes: []string{"n1:7000", "n0:7000"}, Net: net, ID: name, Logger: s.log()})
 	if err != nil {
 		s.t.Fatal(err)
