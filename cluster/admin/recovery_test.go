@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -48,5 +49,29 @@ func TestTimeLeft(t *testing.T) {
 	}
 	if all := s.progress(now, lackingMap(10, 0)); len(all) != 0 {
 		t.Errorf("nothing is lacking: %+v", all)
+	}
+}
+
+// TestNoLease: a node that has no lease says who does not answer, and how many must.
+func TestNoLease(t *testing.T) {
+	there, gone := Node{UUID: "a", Host: "10.0.0.1", Port: 7000, Self: &Self{}}, Node{UUID: "b", Host: "10.0.0.2", Port: 7000}
+	third, other := Node{UUID: "c", Host: "10.0.0.3", Port: 7000, Self: &Self{}}, Node{UUID: "d", Host: "10.0.0.4", Port: 7000}
+	for _, c := range []struct {
+		nodes  []Node
+		voters []string
+		want   []string
+		never  string
+	}{
+		{[]Node{there, gone}, []string{"a", "b"}, []string{"only 1 of the 2", "2 are needed", "Start 10.0.0.2:7000", "--vnodes 0"}, "10.0.0.1"},
+		{[]Node{there, gone, other}, []string{"a", "b", "d"}, []string{"only 1 of the 3", "10.0.0.2:7000, 10.0.0.4:7000"}, "--vnodes 0"},
+		{[]Node{there, gone, third}, []string{"a", "b", "c"}, []string{"just started"}, "Start"},
+		{[]Node{there, third, gone}, []string{"a", "c"}, []string{"just started"}, "Start"},
+	} {
+		got := noLease(c.nodes, c.voters)
+		for _, w := range c.want {
+			if !strings.Contains(got, w) || strings.Contains(got, c.never) {
+				t.Errorf("%v: %s", c.voters, got)
+			}
+		}
 	}
 }

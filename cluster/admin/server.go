@@ -34,6 +34,8 @@ type LocalNode interface {
 	Met() []Peer
 	// Leader is the raft leader's address, "" if unknown.
 	Leader() string
+	// Voters are the uuids of the nodes that vote in raft, as this node knows.
+	Voters() []string
 	// Self is what only this node knows; it must not take long.
 	Self() Self
 	// ResyncBytes is how much this node has copied to others since its start, to bring them up to date.
@@ -189,7 +191,7 @@ func (s *Server) getStatus(_ http.ResponseWriter, r *http.Request) (any, error) 
 	st.State, st.Text = describe(time.Now(), m, s.node.Cluster(), st.Health, st.Moving)
 	if m.Formatted() && !m.ShutDown && !s.node.Self().Lease {
 		// What was agreed may have moved on: a node that was just started knows its own log only.
-		st.State, st.Text = "waiting", "waiting for a lease: this node was just started, or does not reach a majority of the nodes"
+		st.State, st.Text = "waiting", noLease(s.allNodes(r.Context()), s.node.Voters())
 	}
 	return st, nil
 }

@@ -29,6 +29,8 @@ type Client struct {
 	parkMu sync.Mutex
 	parked pieceList
 
+	waits waits
+
 	mu       sync.Mutex            // guards what follows
 	sessions map[*session]struct{} // all that are open
 	writers  map[string]*opening   // by name: at most one session each
@@ -119,6 +121,7 @@ func (c *Client) tend(changed <-chan struct{}) {
 		case <-soon.C:
 		case <-every.C:
 			c.now.Store(1 + int64(time.Since(c.started)/tick))
+			c.sayWaits(c.cfg.Maps.Map())
 		}
 		now := time.Now()
 		m := c.cfg.Maps.Map()

@@ -250,6 +250,9 @@ func backoff(tries int) time.Duration {
 func (c *Client) park(p *piece, want uint64, d time.Duration) {
 	p.want = want
 	p.until = time.Time{}
+	if p.parked == 0 {
+		p.parked = c.now.Load()
+	}
 	if want == 0 {
 		p.until = time.Now().Add(d)
 	}

@@ -53,6 +53,8 @@ type piece struct {
 	want  uint64    // parked: not before a map of this index
 	tries int
 	sent  int64 // tick of sending
+	// parked is the tick when it was first put aside; 0: never.
+	parked int64
 }
 
 var piecePool = sync.Pool{New: func() any { return new(piece) }}
@@ -69,7 +71,7 @@ func putPiece(p *piece) {
 // prepare makes p the part of op that concerns one object.
 func (p *piece) prepare(op *Op, index, off, n uint32) {
 	s := op.s
-	p.s, p.op, p.index, p.tries = s, op, index, 0
+	p.s, p.op, p.index, p.tries, p.parked = s, op, index, 0, 0
 	r := &p.req
 	r.Kind, r.Flags = op.Kind, 0
 	if op.Provision && op.Kind == wire.KindZero {

@@ -197,6 +197,13 @@ func (n *Node) Cluster() string { return n.Map().Cluster }
 
 func (n *Node) Leader() string { return n.c.addrs[0] }
 
+func (n *Node) Voters() (list []string) {
+	for _, x := range n.Map().Nodes {
+		list = append(list, x.UUID)
+	}
+	return list
+}
+
 func (n *Node) Self() admin.Self {
 	return admin.Self{Pid: 1000 + n.i, Version: "test", Started: Start, Leader: n.i == 0, Lease: true, Index: n.Map().Index,
 		Disks: []admin.Disk{{Path: fmt.Sprintf("/disk%d", n.i), Size: 76 << 30, Used: 236 << 20, Avail: 75 << 30}}, Counters: map[string]uint64{"reads": 1}}
