@@ -98,7 +98,7 @@ func NewServer(node LocalNode, log *slog.Logger, requests ...*Latency) *Server {
 	mux.HandleFunc("POST /v1/check", s.postCheck)
 	mux.Handle("GET /metrics", metricsHandler(node, requests, log))
 	s.http = &http.Server{
-		Handler:           http.NewCrossOriginProtection().Handler(mux),
+		Handler:           crashing(http.NewCrossOriginProtection().Handler(mux)),
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    16 << 10,
