@@ -2,6 +2,10 @@ package nbd
 
 import (
 	"bytes"
+	"context"
+	"crypto/tls"
+	"flag"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -45,25 +49,78 @@ func converse(t testing.TB, s *Server, stream []byte) []byte {
 	return out.Bytes()
 }
 
-func fuzzServer(t testing.TB) *Server {
+// fuzzRig is a server that anything may be sent to, and a neighbour who has work of its own there meanwhile.
+type fuzzRig struct {
+	*Server
+	neighbour *wire
+	tls       *tls.Config // of a client
+}
+
+const (
+	neighbourName = "the neighbour's own disk, whose name nobody guesses"
+	fuzzBudget    = 128 << 20
+)
+
+func newFuzzRig(t testing.TB) *fuzzRig {
+	a := newAuthority(t)
 	b := NewMemBackend()
 	b.Add(ExportInfo{Name: "", Size: 1 << 20, Contexts: []string{"qemu:dirty-bitmap:a"}})
 	b.Add(ExportInfo{Name: "b", Size: 100<<10 + 3, Description: "odd", MinBlock: 512})
-	s, err := NewServer(Config{MaxBytes: 128 << 20}, b)
+	b.Add(ExportInfo{Name: neighbourName, Size: 1 << 20})
+	r := &fuzzRig{tls: a.client()}
+	s, err := NewServer(Config{MaxBytes: fuzzBudget, TLSMode: TLSAllowed, TLS: &tls.Config{Certificates: []tls.Certificate{a.issue("server", "localhost")}}}, frugal{b, r})
 	if err != nil {
 		t.Fatal(err)
 	}
+	r.Server = s
 	t.Cleanup(func() { s.Close() })
-	return s
+	r.neighbour = &wire{t, pair(t, s)}
+	r.neighbour.greet(fixed)
+	r.neighbour.wants(r.neighbour.option(optGo, infoData(neighbourName)), repAck)
+	r.neighbour.send(request(cmdWrite, 0, 1, 4096, 4096), pattern(4096, 1))
+	if code := r.neighbour.simple(1); code != 0 {
+		t.Fatal("write:", code)
+	}
+	return r
 }
 
-// unharmed shows that nothing is left behind, and that others are still served.
-func unharmed(t testing.TB, s *Server) {
-	out := converse(t, s, be(fixed, option(optGo, infoData("")), request(cmdFlush, 0, 1, 0, 0), request(cmdDisc, 0, 2, 0, 0)))
+// frugal is a backend whose devices look at the budget with every request.
+type frugal struct {
+	*MemBackend
+	r *fuzzRig
+}
+
+func (f frugal) Open(ctx context.Context, name string) (Device, ExportInfo, error) {
+	d, info, err := f.MemBackend.Open(ctx, name)
+	return frugalDevice{d, f.r}, info, err
+}
+
+type frugalDevice struct {
+	Device
+	r *fuzzRig
+}
+
+func (d frugalDevice) Submit(r *Request) {
+	if held := d.r.Stats().BytesHeld; held > fuzzBudget+smallCost {
+		panic(fmt.Sprintf("%d bytes are held", held))
+	}
+	d.Device.Submit(r)
+}
+
+// unharmed shows that nothing is left behind, that the neighbour noticed nothing, and that newcomers are served.
+func (r *fuzzRig) unharmed(t testing.TB) {
+	t.Helper()
+	n := &wire{t, r.neighbour.nc}
+	n.nc.SetDeadline(time.Now().Add(10 * time.Second))
+	n.send(request(cmdRead, 0, 2, 4096, 4096))
+	if code := n.simple(2); code != 0 || !bytes.Equal(n.recv(4096), pattern(4096, 1)) {
+		t.Fatalf("the neighbour's disk changed, or error %d", code)
+	}
+	out := converse(t, r.Server, be(fixed, option(optGo, infoData("")), request(cmdFlush, 0, 1, 0, 0), request(cmdDisc, 0, 2, 0, 0)))
 	if !bytes.HasSuffix(out, be(magicSimpleReply, uint32(0), uint64(1))) {
 		t.Fatalf("another client got % x", out)
 	}
-	within(t, "the connections to end", func() bool { st := s.Stats(); return st.Sessions+st.HalfOpen == 0 && st.BytesHeld == 0 })
+	within(t, "the connections to end", func() bool { st := r.Stats(); return st.Sessions == 1 && st.HalfOpen == 0 && st.BytesHeld == 0 })
 }
 
 // conversations are valid ones that together use everything; each is without the client's flags.
@@ -91,10 +148,10 @@ func FuzzConversation(f *testing.F) {
 		f.Add(be(fixed, c))
 	}
 	f.Add([]byte("GET / HTTP/1.1\r\n\r\n"))
-	s := fuzzServer(f)
+	s := newFuzzRig(f)
 	f.Fuzz(func(t *testing.T, stream []byte) {
-		converse(t, s, stream)
-		unharmed(t, s)
+		converse(t, s.Server, stream)
+		s.unharmed(t)
 	})
 }
 
@@ -107,7 +164,7 @@ func FuzzTransmission(f *testing.F) {
 	}
 	f.Add(byte(0), be(request(cmdWrite, 0, 1, 0, 100), "short"))
 	f.Add(byte(0), be(request(cmdRead, 0, 1, 0, 64<<20)))
-	s := fuzzServer(f)
+	s := newFuzzRig(f)
 	f.Fuzz(func(t *testing.T, mode byte, stream []byte) {
 		begin := be(fixed)
 		switch replyMode(mode % 3) {
@@ -116,8 +173,8 @@ func FuzzTransmission(f *testing.F) {
 		case extendedReplies:
 			begin = be(begin, option(optExtendedHeaders, nil), option(optSetMetaContext, metaData("", BaseAllocation)))
 		}
-		converse(t, s, be(begin, option(optGo, infoData("")), stream))
-		unharmed(t, s)
+		converse(t, s.Server, be(begin, option(optGo, infoData("")), stream))
+		s.unharmed(t)
 	})
 }
 
@@ -135,23 +192,61 @@ func FuzzOptionData(f *testing.F) {
 	})
 }
 
+var everyChange = flag.Bool("every-change", false, "TestEveryByteChanged: all 255 changes of each byte, and not only three")
+
 // TestEveryByteChanged sends valid conversations with each single byte changed, and cut after each byte.
 func TestEveryByteChanged(t *testing.T) {
-	s := fuzzServer(t)
+	s := newFuzzRig(t)
 	step := 1
 	if testing.Short() || raceEnabled {
 		step = 7
 	}
+	changes := []byte{0x01, 0x80, 0xff}
+	if *everyChange {
+		changes = nil
+		for x := 1; x < 256; x++ {
+			changes = append(changes, byte(x))
+		}
+	}
+	count := 0
 	for _, c := range conversations() {
 		c = be(fixed, c)
 		for i := 0; i < len(c); i += step {
-			for _, x := range []byte{0x01, 0x80, 0xff} {
+			for _, x := range changes {
 				mutant := bytes.Clone(c)
 				mutant[i] ^= x
-				converse(t, s, mutant)
+				converse(t, s.Server, mutant)
 			}
-			converse(t, s, c[:i])
+			converse(t, s.Server, c[:i])
+			count += len(changes) + 1
 		}
-		unharmed(t, s)
+		s.unharmed(t)
 	}
+	t.Logf("%d conversations", count)
+}
+
+// TestEveryEndWithinTLS cuts a conversation under TLS after each byte, without a goodbye of TLS.
+func TestEveryEndWithinTLS(t *testing.T) {
+	s := newFuzzRig(t)
+	step := 3
+	if testing.Short() || raceEnabled {
+		step = 31
+	}
+	c := conversations()[2]
+	for i := 0; i < len(c); i += step {
+		raw := pair(t, s.Server)
+		raw.SetDeadline(time.Now().Add(10 * time.Second))
+		w := &wire{t, raw}
+		w.greet(fixed)
+		if err := w.upgrade(s.tls); err != nil {
+			t.Fatal(err)
+		}
+		w.send(c[:i])
+		raw.CloseWrite()
+		if _, err := io.Copy(io.Discard, raw); isTimeout(err) {
+			t.Fatalf("the server hangs after %d bytes within TLS", i)
+		}
+		raw.Close()
+	}
+	s.unharmed(t)
 }

@@ -32,10 +32,10 @@ guest_boot() { guest_start "$@"; must "guest $1 boots" guest_wait "$1" '^GUEST-U
 # guest_write NAME [SECONDS]: checksummed files until guest_verify (or for SECONDS).
 guest_write() { guest_run "$1" "witness files /data ${2:-240}"; must "guest $1 writes" wait_until 30 guest_past "$1" 16; }
 
-# guest_verify NAME LIMIT: ends the writing, and checks: all files as written, no I/O error, longest pause below LIMIT seconds,
+# guest_verify NAME LIMIT [COMMAND]: ends the writing (by COMMAND, where it does not read the console), and checks: all files as written, no I/O error, longest pause below LIMIT seconds,
 # file system clean; then the guest powers itself off.
 guest_verify() {
-  guest_run "$1" stop
+  guest_run "$1" "${3:-stop}"
   check "guest $1 reads all its files back" guest_wait "$1" '^FILES-VERIFIED [1-9]' 60
   check "guest $1 longest pause below $2 s" below "$(guest_pause "$1")" "$2"
   guest_run "$1" fsck-root

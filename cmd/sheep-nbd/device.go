@@ -109,7 +109,11 @@ func listDevices(out io.Writer) error {
 	}
 	table := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(table, "Device\tSize\tMode\tConnections\tState\tBackend")
-	for _, d := range attach.List() {
+	devices, err := attach.List()
+	if err != nil {
+		return err
+	}
+	for _, d := range devices {
 		mode, how := "rw", "served"
 		served, connections := attach.Served(d.Index)
 		if d.ReadOnly {
@@ -144,6 +148,7 @@ func serveDevice(ctx context.Context, o *options, log *slog.Logger) error {
 		return connectError{err}
 	}
 	defer closeKernel()
+	becomeFlusher(log)
 	disks, err := connect(ctx, o, log)
 	if err != nil {
 		return err

@@ -35,6 +35,7 @@ func forkAndWait(ctx context.Context) error {
 	}
 	defer r.Close()
 	child := exec.Command(exe, os.Args[1:]...)
+	child.Args[0] = os.Args[0] // systemd spares, at the very end, who calls itself @...
 	child.Env = append(slices.Clone(os.Environ()), forkedVariable+"=1")
 	child.Stderr = os.Stderr
 	child.ExtraFiles = []*os.File{w}

@@ -30,7 +30,7 @@ type Config struct {
 
 	HoldDir string // default /run/sheep-nbd
 
-	sys   sysfs // these two for tests
+	root  string // these two for tests
 	inUse func(index int) (by string, used bool)
 }
 
@@ -68,11 +68,8 @@ func (c *Config) complete() error {
 	if c.HoldDir == "" {
 		c.HoldDir = holdDir
 	}
-	if c.sys.root == "" {
-		c.sys = system
-	}
-	if c.inUse == nil {
-		c.inUse = InUse
+	if c.root == "" {
+		c.root = "/"
 	}
 	switch {
 	case c.Connections < 1 || c.Connections > connectionsMax:
@@ -96,6 +93,7 @@ type Attachment struct {
 	kernel  Kernel
 	server  *nbd.Server
 	exports *watched
+	view    *view
 	lock    *holder
 	index   int
 	export  Export          // as the kernel has it
@@ -160,17 +158,24 @@ func Attach(ctx context.Context, k Kernel, server *nbd.Server, w *Watched, cfg C
 	if err := cfg.complete(); err != nil {
 		return nil, err
 	}
-	a := &Attachment{cfg: cfg, kernel: k, server: server, exports: w, index: cfg.Device}
+	v, err := openView(cfg.root)
+	if err != nil {
+		return nil, err
+	}
+	if cfg.inUse == nil {
+		cfg.inUse = v.inUse
+	}
+	a := &Attachment{cfg: cfg, kernel: k, server: server, exports: w, view: v, index: cfg.Device}
 	if a.index == AnyDevice {
 		a.index = a.orphan()
 	}
 	if a.index != AnyDevice {
 		if err := a.take(); err != nil {
+			a.Release()
 			return nil, err
 		}
 	}
-	err := a.begin(ctx)
-	if err != nil {
+	if err := a.begin(ctx); err != nil {
 		a.Release()
 		return nil, err
 	}
@@ -185,6 +190,7 @@ func (a *Attachment) Release() {
 	if a.lock != nil {
 		a.lock.release()
 	}
+	a.view.close()
 }
 
 func (a *Attachment) take() (err error) {
@@ -194,7 +200,7 @@ func (a *Attachment) take() (err error) {
 
 // orphan is a device that waits for us, if there is one.
 func (a *Attachment) orphan() int {
-	for _, d := range a.cfg.sys.list() {
+	for _, d := range a.view.list() {
 		if busy, _ := served(a.cfg.HoldDir, d.Index); !busy && d.Backend == a.cfg.Backend {
 			return d.Index
 		}
@@ -207,7 +213,7 @@ func (a *Attachment) begin(ctx context.Context) error {
 	if a.index == AnyDevice {
 		return a.connect()
 	}
-	d, attached := a.cfg.sys.look(a.index)
+	d, attached := a.view.look(a.index)
 	switch {
 	case !attached:
 		return a.connect()
@@ -337,7 +343,7 @@ func (a *Attachment) join(ctx context.Context) error {
 
 // bring gives the kernel n new connections.
 func (a *Attachment) bring(n int) error {
-	if _, attached := a.cfg.sys.look(a.index); !attached {
+	if _, attached := a.view.look(a.index); !attached {
 		return errDetached
 	}
 	socks, err := a.dial(n)
@@ -454,10 +460,15 @@ func (e notAttached) Is(target error) bool { return target == fs.ErrNotExist }
 
 // Detach takes a device away from the kernel. One that is in use is only detached by force: what its users still had to write is lost to them.
 func Detach(k Kernel, index int, force bool) error {
-	if _, attached := Look(index); !attached {
+	v, err := openView("/")
+	if err != nil {
+		return err
+	}
+	defer v.close()
+	if _, attached := v.look(index); !attached {
 		return notAttached{index}
 	}
-	if by, used := InUse(index); used && !force {
+	if by, used := v.inUse(index); used && !force {
 		return fmt.Errorf("detach %s: it is in use by %s; unmount or close it first (-f detaches it all the same)", DeviceName(index), by)
 	}
 	if err := k.Disconnect(index); err != nil {

@@ -41,7 +41,13 @@ type fakeSlot struct {
 }
 
 func newFakeKernel(t *testing.T) *fakeKernel {
-	return &fakeKernel{t: t, root: t.TempDir(), devices: map[int]*fakeDevice{}}
+	k := &fakeKernel{t: t, root: t.TempDir(), devices: map[int]*fakeDevice{}}
+	for _, dir := range []string{"sys/block", "dev", "proc"} {
+		if err := os.MkdirAll(filepath.Join(k.root, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return k
 }
 
 func (k *fakeKernel) slot(fd int) *fakeSlot {
@@ -67,6 +73,17 @@ func (k *fakeKernel) show(index int, r *Request) {
 	for name, text := range map[string]string{"pid": "1", "backend": r.Backend, "size": fmt.Sprint(r.Size / 512), "ro": "0"} {
 		os.WriteFile(filepath.Join(dir, name), []byte(text+"\n"), 0o644)
 	}
+}
+
+// attached says whether a view made now shows the device as attached.
+func (k *fakeKernel) attached(index int) bool {
+	v, err := openView(k.root)
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	defer v.close()
+	_, attached := v.look(index)
+	return attached
 }
 
 func (k *fakeKernel) Connect(index int, r *Request) (int, error) {
@@ -203,7 +220,7 @@ type servedDevice struct {
 }
 
 func (k *fakeKernel) config(device int) Config {
-	return Config{Device: device, Backend: "sheepdog:test/disk", Connections: 3, HoldDir: filepath.Join(k.root, "run"), sys: sysfs{k.root},
+	return Config{Device: device, Backend: "sheepdog:test/disk", Connections: 3, HoldDir: filepath.Join(k.root, "run"), root: k.root,
 		inUse: func(int) (string, bool) { return "a test", true }}
 }
 
@@ -287,7 +304,7 @@ func TestRestart(t *testing.T) {
 	eventually(t, "all connections are back", func() bool { return k.live(0) == 3 })
 
 	first.end(t) // in use: it stays
-	if _, attached := k.config(0).sys.look(0); !attached {
+	if !k.attached(0) {
 		t.Fatal("a device in use was detached")
 	}
 	second := make(chan *servedDevice, 1)
@@ -314,6 +331,28 @@ func TestRestart(t *testing.T) {
 	s.wait(t) // and notices by itself
 }
 
+// TestRootIsSwitched: a process that began in an initial ramdisk finds nothing by path any more; it must not take its device for detached.
+func TestRootIsSwitched(t *testing.T) {
+	k := newFakeKernel(t)
+	mem := nbd.NewMemBackend()
+	mem.Add(nbd.ExportInfo{Size: 1 << 20, MultiConn: true})
+	s := serve(t, k, mem, k.config(0), nil)
+	k.mu.Lock()
+	slots := append([]*fakeSlot(nil), k.devices[0].slots...)
+	k.mu.Unlock()
+	for _, dir := range []string{"sys", "dev", "proc"} {
+		if err := os.Rename(filepath.Join(k.root, dir), filepath.Join(k.root, "new-"+dir)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	k.kill(slots[0])
+	eventually(t, "the dead connection is replaced", func() bool { return k.live(0) == 3 })
+	if err := k.write(0, 0, make([]byte, 4096)); err != nil {
+		t.Error(err)
+	}
+	s.end(t)
+}
+
 // TestUnused: a device that nobody uses goes with its process.
 func TestUnused(t *testing.T) {
 	k := newFakeKernel(t)
@@ -322,7 +361,7 @@ func TestUnused(t *testing.T) {
 	cfg := k.config(5)
 	cfg.inUse = func(int) (string, bool) { return "", false }
 	serve(t, k, mem, cfg, nil).end(t)
-	if _, attached := cfg.sys.look(5); attached {
+	if k.attached(5) {
 		t.Error("it is still attached")
 	}
 }
@@ -354,7 +393,7 @@ func TestResize(t *testing.T) {
 	for _, size := range []uint64{1 << 20, 1 << 18} {
 		g.set(size)
 		resized <- struct{}{}
-		eventually(t, "the kernel knows the new size", func() bool { d, _ := s.a.cfg.sys.look(0); return d.Size == size })
+		eventually(t, "the kernel knows the new size", func() bool { d, _ := s.a.view.look(0); return d.Size == size })
 		if err := k.write(0, size-4096, make([]byte, 4096)); err != nil {
 			t.Error(err)
 		}

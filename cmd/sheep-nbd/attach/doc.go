@@ -10,7 +10,7 @@
 //	handshake.go  the client's side of the handshake
 //	pair.go       socket pairs
 //	attach.go     a device's life: attach, join again, renew, leave, detach
-//	sysfs.go      what is attached, and whether somebody uses it
+//	view.go       what is attached, and whether somebody uses it
 //	hold.go       one process for each device
 //
 // # What happens when this process ends
