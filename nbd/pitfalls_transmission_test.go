@@ -742,7 +742,8 @@ func TestQuietDrain(t *testing.T) {
 	}
 }
 
-func TestAnsweringTwicePanics(t *testing.T) {
+// TestB4NothingIsAnsweredTwice: a kernel that is answered twice, or after an error, gives the connection up.
+func TestB4NothingIsAnsweredTwice(t *testing.T) {
 	told := make(chan any, 1)
 	b := &fakeBackend{info: allCan(1 << 20), submit: func(r *Request) {
 		defer func() { told <- recover() }()

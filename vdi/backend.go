@@ -24,6 +24,8 @@ type BackendOptions struct {
 	ReadOnly bool   // working VDIs too are only read, without a session
 	Only     string // serve this one (NAME or NAME:SNAPSHOT) alone, and as the default export too; "": all
 	As       string // with Only: the name it is exported by; "": its own
+
+	Description string // what clients are told of an export; "": its number and age
 }
 
 // NewBackend serves the VDIs that c sees.
@@ -115,7 +117,7 @@ func (b *Backend) info(m *state.Map, target string) (nbd.ExportInfo, *state.VDI,
 
 func (b *Backend) describe(v *state.VDI) nbd.ExportInfo {
 	info := nbd.ExportInfo{
-		Name: v.Name, Description: description(v), Size: v.Size, ReadOnly: b.o.ReadOnly || v.State == state.Frozen, MultiConn: true,
+		Name: v.Name, Description: cmp.Or(b.o.Description, description(v)), Size: v.Size, ReadOnly: b.o.ReadOnly || v.State == state.Frozen, MultiConn: true,
 		CanTrim: true, CanZero: true, CanFastZero: true, CanCache: true, BlockStatus: true,
 	}
 	if v.State == state.Frozen {

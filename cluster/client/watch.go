@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,6 +32,7 @@ type Watcher struct {
 
 	mu     sync.Mutex // guards what follows
 	subs   map[chan struct{}]struct{}
+	why    error  // why no node answers; nil: one does
 	good   string // address that worked last
 	caller *wire.Caller
 	callee string // whose address caller has
@@ -48,6 +50,7 @@ const (
 	watchDialTimeout = time.Second
 	watchSilenceMax  = 3 * time.Second
 	watchPause       = 200 * time.Millisecond // after all nodes failed
+	complainEvery    = 5 * time.Second        // that all nodes fail is logged at once, and then so often
 	keepInterval     = 2 * time.Second
 	proposeTimeout   = 5 * time.Second // of one node's try
 )
@@ -70,7 +73,11 @@ func Watch(ctx context.Context, cfg WatchConfig) (*Watcher, error) {
 		return w, nil
 	case <-ctx.Done():
 		w.Close()
-		return nil, fmt.Errorf("watch the cluster: no answer from any of %v: %w", cfg.Nodes, context.Cause(ctx))
+		why := context.Cause(ctx)
+		if w.why != nil {
+			why = fmt.Errorf("%w (%w)", why, w.why)
+		}
+		return nil, fmt.Errorf("watch the cluster: no answer from any of %v: %w", cfg.Nodes, why)
 	}
 }
 
@@ -163,7 +170,9 @@ func (w *Watcher) worked(addr string, ok bool) {
 
 // follow keeps one connection to some node.
 func (w *Watcher) follow() {
+	var complained time.Time
 	for {
+		var why error
 		for _, addr := range w.nodes() {
 			if w.done() {
 				return
@@ -171,10 +180,19 @@ func (w *Watcher) follow() {
 			s := &watchStream{w: w, ended: make(chan struct{})}
 			if err := s.run(addr); err != nil {
 				w.log.Debug("watch the cluster", "node", addr, "error", err)
+				why = err
 			}
 			if s.useful.Load() {
+				why = nil
 				break // begin again with the one that is best now
 			}
+		}
+		w.mu.Lock()
+		w.why = why
+		w.mu.Unlock()
+		if now := time.Now(); why != nil && now.Sub(complained) >= complainEvery {
+			complained = now
+			w.log.Warn("no node of the cluster answers; trying on", "nodes", strings.Join(w.nodes(), ","), "error", why)
 		}
 		if w.pause(watchPause) {
 			return

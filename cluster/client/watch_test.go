@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -165,8 +167,31 @@ func TestWatchGivesUpWithItsContext(t *testing.T) {
 		n := &fakeNodes{f: newFake(t, 1), dead: map[string]bool{"nowhere": true}}
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
-		if _, err := Watch(ctx, WatchConfig{Nodes: []string{"nowhere"}, Net: n}); !errors.Is(err, context.DeadlineExceeded) {
+		if _, err := Watch(ctx, WatchConfig{Nodes: []string{"nowhere"}, Net: n, Logger: slog.New(slog.DiscardHandler)}); !errors.Is(err, context.DeadlineExceeded) {
 			t.Fatal(err)
+		}
+	})
+}
+
+// TestWatchSaysThatNobodyAnswers: at once, and not all the time.
+func TestWatchSaysThatNobodyAnswers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := &fakeNodes{f: newFake(t, 1), dead: map[string]bool{"nowhere": true, "elsewhere": true}}
+		var said bytes.Buffer
+		ctx, cancel := context.WithTimeoutCause(context.Background(), 21*time.Second, errors.New("none within 21 s"))
+		defer cancel()
+		_, err := Watch(ctx, WatchConfig{Nodes: []string{"nowhere", "elsewhere"}, Net: n, Logger: slog.New(slog.NewTextHandler(&said, nil))})
+		if err == nil || !strings.Contains(err.Error(), "none within 21 s") || !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("the end: %v", err)
+		}
+		lines := strings.Split(strings.TrimSpace(said.String()), "\n")
+		if len(lines) != 4 { // after 2 s, the time that a dead node takes, and then every 5 to 7
+			t.Errorf("%d lines: %s", len(lines), &said)
+		}
+		for _, l := range lines {
+			if !strings.Contains(l, "no node of the cluster answers") || !strings.Contains(l, "nodes=nowhere,elsewhere") {
+				t.Error(l)
+			}
 		}
 	})
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -50,7 +51,7 @@ func parseDevice(c *cli.Context) (d deviceOptions, err error) {
 		}
 		return d, nil
 	}
-	for _, name := range []string{"socket", "bind", "port", "persistent", "shared", "export-name"} {
+	for _, name := range []string{"socket", "bind", "port", "persistent", "shared", "export-name", "description", "handshake-limit"} {
 		if c.IsSet(name) {
 			return d, usageError{fmt.Errorf("--%s does not go with -c DEVICE: the kernel is the only client then", name)}
 		}
@@ -143,6 +144,7 @@ func backendName(m *state.Map, o *options) string {
 
 // serveDevice attaches the VDI and serves the device until it is detached, or a signal ends it.
 func serveDevice(ctx context.Context, o *options, log *slog.Logger) error {
+	time.Local = time.UTC // /etc/localtime may lie on the very disk that waits for us
 	k, closeKernel, err := attach.OpenKernel()
 	if err != nil {
 		return connectError{err}

@@ -20,12 +20,16 @@ import (
 
 	"github.com/sheepdog-go/sheepdog/cmd/sheep/args"
 	"github.com/sheepdog-go/sheepdog/cmd/sheep/certs"
+	"github.com/sheepdog-go/sheepdog/cmd/sheep/unixsock"
+	"github.com/sheepdog-go/sheepdog/nbd"
 	"github.com/sheepdog-go/sheepdog/vdi"
 )
 
 const (
 	defaultNodePort = "7000"
 	defaultNBDPort  = 10809
+
+	descriptionMax = 4096 // bytes of a string in NBD
 )
 
 // Exit codes, as `sheep` has them.
@@ -38,13 +42,15 @@ const (
 
 // options is what the command line asks for.
 type options struct {
-	nodes    []string // host:port of nodes to learn the map from
-	socket   string   // unix socket, or "" for TCP
-	bind     string   // host:port
+	nodes    []string       // host:port of nodes to learn the map from
+	socket   nbd.UnixSocket // no path: TCP
+	bind     string         // host:port
 	stay     bool
 	readOnly bool
-	export   string // name it is exported by; "": its own
-	clients  int    // most at a time; 0: any number
+	export   string        // name it is exported by; "": its own
+	describe string        // what clients are told it is; "": what the cluster knows
+	shaking  time.Duration // a client's handshake
+	clients  int           // most at a time; 0: any number
 	fork     bool
 	pidFile  string
 	target   string // NAME[:SNAP]
@@ -110,12 +116,15 @@ func newApp(out, errs io.Writer) *cli.App {
 			&cli.BoolFlag{Name: "persistent", Aliases: []string{"t"}, Usage: "stay after the last client has left"},
 			&cli.BoolFlag{Name: "read-only", Aliases: []string{"r"}, Usage: "serve it read-only; then it may be open elsewhere"},
 			&cli.StringFlag{Name: "export-name", Aliases: []string{"x"}, Usage: "export it as `NAME`"},
+			&cli.StringFlag{Name: "description", Aliases: []string{"D"}, Usage: "describe it to clients as `TEXT`"},
 			&cli.IntFlag{Name: "shared", Aliases: []string{"e"}, Usage: "serve at most `NUM` connections at a time (default: any number)"},
+			&cli.IntFlag{Name: "handshake-limit", Value: 10, Usage: "cut clients off whose handshake takes more than `SECONDS`"},
 			&cli.BoolFlag{Name: "fork", Usage: "return once clients can connect, and go on in the background"},
 			&cli.StringFlag{Name: "pid-file", Usage: "write the process id to `FILE`"},
-			&cli.DurationFlag{Name: "connect-timeout", Value: 30 * time.Second, Usage: "how long to look for the cluster at the start"},
+			&cli.DurationFlag{Name: "connect-timeout", Value: 30 * time.Second, Usage: "how long to look for the cluster at the start; that none answers is said at once"},
 			&cli.StringFlag{Name: "log-level", Value: "warn", Usage: "debug, info, warn or error"},
-		}, slices.Concat(certs.Flags(""), deviceFlags(), tabFlags())...),
+			&cli.BoolFlag{Name: "verbose", Aliases: []string{"v"}, Usage: "the same as --log-level debug"},
+		}, slices.Concat(unixsock.Flags(""), certs.Flags(""), deviceFlags(), tabFlags())...),
 		Action: func(c *cli.Context) error {
 			if c.IsSet("tab") {
 				return runTab(c, out, errs)
@@ -137,8 +146,8 @@ func newApp(out, errs io.Writer) *cli.App {
 
 // parse checks the flags.
 func parse(c *cli.Context) (*options, error) {
-	o := &options{socket: c.String("socket"), stay: c.Bool("persistent"), readOnly: c.Bool("read-only"), export: c.String("export-name"),
-		clients: c.Int("shared"), fork: c.Bool("fork"), pidFile: c.String("pid-file"), connect: c.Duration("connect-timeout"), level: c.String("log-level")}
+	o := &options{stay: c.Bool("persistent"), readOnly: c.Bool("read-only"), export: c.String("export-name"), describe: c.String("description"),
+		clients: c.Int("shared"), shaking: time.Duration(c.Int("handshake-limit")) * time.Second, fork: c.Bool("fork"), pidFile: c.String("pid-file"), connect: c.Duration("connect-timeout"), level: c.String("log-level")}
 	usage := func(format string, v ...any) (*options, error) { return nil, usageError{fmt.Errorf(format, v...)} }
 	if c.NArg() != 1 {
 		return usage("say which VDI to serve: sheep-nbd [flags] NAME[:SNAP]; see sheep-nbd --help")
@@ -146,6 +155,16 @@ func parse(c *cli.Context) (*options, error) {
 	o.target = c.Args().First()
 	if name, snap := vdi.SplitName(o.target); name == "" || strings.Contains(o.target, ":") && snap == "" {
 		return usage("'%s' is no NAME or NAME:SNAP", o.target)
+	}
+	if c.Bool("verbose") {
+		if c.IsSet("log-level") {
+			return usage("use either -v or --log-level")
+		}
+		o.level = "debug"
+	}
+	var err error
+	if o.socket, err = unixsock.FromFlags(c, "", c.String("socket")); err != nil {
+		return nil, usageError{err}
 	}
 	device, err := parseDevice(c)
 	if err != nil {
@@ -158,12 +177,16 @@ func parse(c *cli.Context) (*options, error) {
 		return usage("invalid port %d: use 1 to 65535", port)
 	case o.clients < 0 || c.IsSet("shared") && o.clients == 0:
 		return usage("invalid number of clients %d: use at least 1", o.clients)
-	case o.socket != "" && (c.IsSet("bind") || c.IsSet("port")):
+	case o.socket.Path != "" && (c.IsSet("bind") || c.IsSet("port")):
 		return usage("use either -k PATH or -b HOST -p PORT")
-	case c.IsSet("socket") && o.socket == "":
+	case c.IsSet("socket") && o.socket.Path == "":
 		return usage("the socket's path is empty")
 	case o.connect <= 0:
 		return usage("invalid --connect-timeout %v", o.connect)
+	case o.shaking < time.Second || o.shaking > time.Hour:
+		return usage("invalid --handshake-limit %d: use 1 to 3600 seconds", c.Int("handshake-limit"))
+	case len(o.describe) > descriptionMax:
+		return usage("a description of %d bytes: the most is %d", len(o.describe), descriptionMax)
 	}
 	o.bind = net.JoinHostPort(c.String("bind"), strconv.Itoa(port))
 	if err := parseSecurity(c, o); err != nil {

@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
+	"os"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -30,12 +33,16 @@ func parseLine(t *testing.T, line string) (*options, error) {
 func TestParse(t *testing.T) {
 	t.Setenv("SHEEP_ADDRESS", "")
 	o, err := parseLine(t, "-t -k /run/a.sock -a 10.0.0.1,10.0.0.2:7001 disk:monday -x other -e 3 -r")
-	if err != nil || o.target != "disk:monday" || o.socket != "/run/a.sock" || !o.stay || !o.readOnly || o.export != "other" || o.clients != 3 ||
+	if err != nil || o.target != "disk:monday" || o.socket.Path != "/run/a.sock" || !o.stay || !o.readOnly || o.export != "other" || o.clients != 3 ||
 		!slices.Equal(o.nodes, []string{"10.0.0.1:7000", "10.0.0.2:7001"}) {
 		t.Errorf("%+v, %v", o, err)
 	}
 	o, err = parseLine(t, "disk")
-	if err != nil || o.bind != "127.0.0.1:10809" || o.socket != "" || o.stay || !slices.Equal(o.nodes, []string{"127.0.0.1:7000"}) {
+	if err != nil || o.bind != "127.0.0.1:10809" || o.socket.Path != "" || o.stay || !slices.Equal(o.nodes, []string{"127.0.0.1:7000"}) {
+		t.Errorf("%+v, %v", o, err)
+	}
+	o, err = parseLine(t, "-k s --socket-mode 0660 --socket-owner 0:7 -v -D text --handshake-limit 3 disk")
+	if err != nil || o.socket.Mode != 0o660 || o.socket.GID != 7 || o.level != "debug" || o.describe != "text" || o.shaking != 3*time.Second {
 		t.Errorf("%+v, %v", o, err)
 	}
 	if o, err = parseLine(t, "-b :: -p 1234 disk --insecure"); err != nil || o.bind != "[::]:1234" {
@@ -47,7 +54,9 @@ func TestBadUsage(t *testing.T) {
 	for _, line := range []string{"", "a b", ":s", "a:", "-p 0 a", "-p 70000 a", "-p x a", "-e 0 a", "-e -1 a", "-k s -p 1 a", "-a , a", "--nonesuch a",
 		"--connect-timeout -1s a", "-b :: a", "-b 10.77.0.1 a", "-b 0.0.0.0 --tls allow a", "--tls maybe a", "--tls-verify a", "-k s --tls require a", "-k s --insecure a",
 		"-c /dev/sda a", "-c /dev/nbd0", "-c /dev/nbd0 -k s a", "-c /dev/nbd0 -t a", "-C 2 a", "-c /dev/nbd0 -C 0 a", "-c /dev/nbd0 -C 65 a", "-d /dev/nbd", "-d /dev/nbd0 a",
-		"-c /dev/nbd0 --block-size 100 a", "-c /dev/nbd0 --io-timeout -1s a", "-f a"} {
+		"-c /dev/nbd0 --block-size 100 a", "-c /dev/nbd0 --io-timeout -1s a", "-f a",
+		"--socket-mode 0660 a", "-k s --socket-mode 9 a", "-k s --socket-owner : a", "--handshake-limit 0 a", "-v --log-level info a", "-c /dev/nbd0 -D x a",
+		"-D " + strings.Repeat("x", 4097) + " a"} {
 		var errs bytes.Buffer
 		if code := run(context.Background(), append([]string{"sheep-nbd"}, strings.Fields(line)...), new(bytes.Buffer), &errs); code != exitUsage {
 			t.Errorf("sheep-nbd %s: exit code %d, want %d", line, code, exitUsage)
@@ -58,9 +67,21 @@ func TestBadUsage(t *testing.T) {
 	}
 }
 
+// TestNoCluster: that nobody answers is said at once, in the log; the error comes when the wait is over.
 func TestNoCluster(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := os.Stderr
+	os.Stderr = w
+	defer func() { os.Stderr = old }()
 	var errs bytes.Buffer
 	code := run(context.Background(), []string{"sheep-nbd", "-a", "127.0.0.1:1", "-k", t.TempDir() + "/s", "--connect-timeout", "300ms", "disk"}, new(bytes.Buffer), &errs)
+	w.Close()
+	if said, _ := io.ReadAll(r); strings.Count(string(said), "no node of the cluster answers") != 1 || !strings.Contains(string(said), "connection refused") {
+		t.Errorf("log: %s", said)
+	}
 	if code != exitSystem || !strings.Contains(errs.String(), "127.0.0.1:1") || strings.Count(errs.String(), "\n") != 1 {
 		t.Errorf("exit code %d: %s", code, &errs)
 	}

@@ -16,10 +16,10 @@ import (
 // parseSecurity checks the flags about TLS.
 func parseSecurity(c *cli.Context, o *options) (err error) {
 	o.security, err = certs.FromFlags(c, "")
-	if err == nil && o.socket == "" && !o.device.wanted {
+	if err == nil && o.socket.Path == "" && !o.device.wanted {
 		err = o.security.Check(c.Context, o.bind)
 	}
-	if err == nil && (o.socket != "" || o.device.wanted) && (o.security.Mode != nbd.TLSOff || o.security.Insecure) {
+	if err == nil && (o.socket.Path != "" || o.device.wanted) && (o.security.Mode != nbd.TLSOff || o.security.Insecure) {
 		return usageError{errors.New("TLS is for -b HOST: a unix socket is guarded by its mode")}
 	}
 	if errors.Is(err, certs.ErrUsage) {
@@ -36,7 +36,7 @@ type ports struct {
 
 // openPorts opens the sockets that systemd passed, or else the one that the flags ask for.
 func openPorts(ctx context.Context, o *options, b nbd.Backend, log *slog.Logger) (*ports, error) {
-	cfg := nbd.Config{Logger: log, QuietDrain: true}
+	cfg := nbd.Config{Logger: log, QuietDrain: true, HandshakeTimeout: o.shaking}
 	local, err := nbd.NewServer(cfg, b)
 	if err != nil {
 		return nil, err
@@ -74,8 +74,8 @@ func openPorts(ctx context.Context, o *options, b nbd.Backend, log *slog.Logger)
 
 // listen opens the socket that the flags ask for.
 func listen(o *options) (net.Listener, error) {
-	if o.socket != "" {
-		return nbd.ListenUnix(nbd.UnixSocket{Path: o.socket})
+	if o.socket.Path != "" {
+		return nbd.ListenUnix(o.socket)
 	}
 	l, err := net.Listen("tcp", o.bind)
 	if err != nil {

@@ -34,7 +34,7 @@ func serve(ctx context.Context, o *options) error {
 		return err
 	}
 	defer disks.close()
-	backend := newCounted(vdi.NewBackend(disks.client, vdi.BackendOptions{ReadOnly: o.readOnly, Only: o.target, As: o.export}), o.clients)
+	backend := newCounted(vdi.NewBackend(disks.client, vdi.BackendOptions{ReadOnly: o.readOnly, Only: o.target, As: o.export, Description: o.describe}), o.clients)
 	p, err := openPorts(ctx, o, backend, log)
 	if err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -13,6 +14,8 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/sheepdog-go/sheepdog/cmd/sheep/certs"
+	"github.com/sheepdog-go/sheepdog/cmd/sheep/unixsock"
+	"github.com/sheepdog-go/sheepdog/nbd"
 )
 
 const (
@@ -35,7 +38,7 @@ func (s *shell) daemonCommand() *cli.Command {
 		&cli.StringFlag{Name: "nbd-socket", Usage: "unix socket `PATH` for NBD clients, or off (default: DIR/nbd.sock)"},
 		&cli.StringFlag{Name: "zone", Usage: "`NAME` of what fails together, a rack or a room: copies go to different zones (default: each node is one)"},
 		&cli.IntFlag{Name: "vnodes", Value: 64, Usage: "weight: its share of the data; 0: a gateway, which votes and exports and stores nothing"},
-	}, append(certs.Flags("nbd-"), logFlags("info")...)...)}
+	}, slices.Concat(unixsock.Flags("nbd-"), certs.Flags("nbd-"), logFlags("info"))...)}
 }
 
 // nodeOptions is what the command line says of a node.
@@ -46,7 +49,7 @@ type nodeOptions struct {
 	gossipPort int
 	join       []string
 	nbd        string // host:port; "": off
-	nbdSocket  string // path; "": off
+	nbdSocket  nbd.UnixSocket // no path: off
 	zone       string
 	vnodes     int
 	security   *certs.Security // of NBD by TCP
@@ -88,8 +91,8 @@ func daemonOptions(c *cli.Context) (*nodeOptions, error) {
 			o.join = append(o.join, word)
 		}
 	}
-	if nbd := c.String("nbd"); nbd != off {
-		if o.nbd, err = listenAddress(nbd, "10809"); err != nil {
+	if address := c.String("nbd"); address != off {
+		if o.nbd, err = listenAddress(address, "10809"); err != nil {
 			return nil, err
 		}
 	}
@@ -101,12 +104,15 @@ func daemonOptions(c *cli.Context) (*nodeOptions, error) {
 			return nil, usageError(err)
 		}
 	}
-	switch socket := c.String("nbd-socket"); socket {
+	socket := c.String("nbd-socket")
+	switch socket {
 	case off:
+		socket = ""
 	case "":
-		o.nbdSocket = filepath.Join(o.dirs[0], "nbd.sock")
-	default:
-		o.nbdSocket = socket
+		socket = filepath.Join(o.dirs[0], "nbd.sock")
+	}
+	if o.nbdSocket, err = unixsock.FromFlags(c, "nbd-", socket); err != nil {
+		return nil, usageError(err)
 	}
 	return o, nil
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/sheepdog-go/sheepdog/cluster/admin"
 	"github.com/sheepdog-go/sheepdog/cluster/state"
 	"github.com/sheepdog-go/sheepdog/cmd/sheep/certs"
+	"github.com/sheepdog-go/sheepdog/nbd"
 )
 
 const (
@@ -142,7 +143,7 @@ func devHost(i int) string { return fmt.Sprintf("127.0.0.%d", i+1) }
 func (o *devOptions) node(i int) *nodeOptions {
 	dir := filepath.Join(o.dir, fmt.Sprintf("node%d", i+1))
 	n := &nodeOptions{dirs: []string{dir}, listen: net.JoinHostPort(devHost(i), strconv.Itoa(o.port)), gossipPort: o.gossipPort,
-		nbd: net.JoinHostPort(devHost(i), strconv.Itoa(o.nbdPort)), nbdSocket: filepath.Join(dir, "nbd.sock"), vnodes: 64, small: true, security: new(certs.Security)}
+		nbd: net.JoinHostPort(devHost(i), strconv.Itoa(o.nbdPort)), nbdSocket: nbd.UnixSocket{Path: filepath.Join(dir, "nbd.sock")}, vnodes: 64, small: true, security: new(certs.Security)}
 	for other := range o.nodes {
 		if other != i {
 			n.join = append(n.join, devHost(other))

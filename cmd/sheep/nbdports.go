@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -61,12 +62,16 @@ func (o *nodeOptions) listenNBD(ctx context.Context) (list []net.Listener, err e
 		}
 		list = append(list, l)
 	}
-	if o.nbdSocket != "" {
-		if err := os.MkdirAll(filepath.Dir(o.nbdSocket), 0o700); err != nil {
+	if o.nbdSocket.Path != "" {
+		dir, mode := filepath.Dir(o.nbdSocket.Path), fs.FileMode(0o755) // the socket has a mode of its own
+		if dir == filepath.Clean(o.dirs[0]) {
+			mode = 0o700 // this one is the node's
+		}
+		if err := os.MkdirAll(dir, mode); err != nil {
 			closeAll(list)
 			return nil, err
 		}
-		l, err := nbd.ListenUnix(nbd.UnixSocket{Path: o.nbdSocket})
+		l, err := nbd.ListenUnix(o.nbdSocket)
 		if err != nil {
 			closeAll(list)
 			return nil, err

@@ -79,7 +79,7 @@ func startNode(ctx context.Context, o *nodeOptions, log *slog.Logger) (*runningN
 			n.gateway.open()
 		}
 	})
-	log.Info("node started", "address", n.node.Addr(), "directories", o.dirs, "nbd", o.nbd, "socket", o.nbdSocket, "uuid", n.node.UUID())
+	log.Info("node started", "address", n.node.Addr(), "directories", o.dirs, "nbd", o.nbd, "socket", o.nbdSocket.Path, "uuid", n.node.UUID())
 	return n, nil
 }
 

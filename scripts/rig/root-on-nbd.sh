@@ -40,18 +40,20 @@ ip link set lo up; ip link set eth0 up; ip addr add 10.0.2.15/24 dev eth0; ip ro
 # What brings the disk back lies in memory, and stays when the root is switched.
 mkdir -p /run/rescue; cp /sheep-nbd /bin/busybox /run/rescue/
 cat >/run/rescue/serve <<SERVE
-/run/rescue/sheep-nbd -a $NODES -c /dev/nbd0 -C 4 --io-timeout 4s --log-level info $NAME >>/run/rescue/log 2>&1 &
+/run/rescue/sheep-nbd -a $NODES -c /dev/nbd0 -C 4 --io-timeout 8s --log-level info $NAME >>/run/rescue/log 2>&1 &
 echo \$! >/run/rescue/pid
 SERVE
 cat >/run/rescue/restart <<'RESTART'
 # restart SIGNAL: sheep-nbd ends, and is started again. Nothing in here is on the disk.
 bb=/run/rescue/busybox
 old=$($bb cat /run/rescue/pid); $bb kill -$1 $old
-while [ -d /proc/$old ] && ! $bb grep -q '^State:.Z' /proc/$old/status; do $bb usleep 20000; done
+while [ -d /proc/$old ] && ! $bb grep -qs '^State:.Z' /proc/$old/status; do $bb usleep 20000; done
 [ -e /sys/block/nbd0/pid ] || echo "ROOT-DETACHED"
 . /run/rescue/serve
-while ! $bb grep -q "^process $($bb cat /run/rescue/pid) " /run/sheep-nbd/nbd0.lock; do
-  [ -d /proc/$($bb cat /run/rescue/pid) ] || { $bb tail -5 /run/rescue/log; echo RESTART-FAILED; exit 1; }
+new=$($bb cat /run/rescue/pid) i=0
+while ! $bb grep -q "^process $new " /run/sheep-nbd/nbd0.lock; do
+  i=$((i+1))
+  [ -d /proc/$new ] && [ $i -lt 600 ] || { $bb kill -QUIT $new; $bb usleep 200000; $bb tail -200 /run/rescue/log; echo RESTART-FAILED; exit 1; }
   $bb usleep 50000
 done
 echo "RESTARTED $1"
@@ -59,6 +61,7 @@ RESTART
 cat >/run/rescue/console <<'CONSOLE'
 export PATH=/bin:/sbin HOME=/
 /run/rescue/busybox stty -echo </dev/ttyS0
+/run/rescue/busybox dmesg -c >/run/rescue/dmesg
 echo "GUEST-UP $(/run/rescue/busybox cut -d' ' -f1 /proc/uptime) root $(/run/rescue/busybox awk '$2=="/"{print $1,$3}' /proc/mounts | /run/rescue/busybox tail -1)"
 /run/rescue/busybox mkfifo /run/rescue/witness; exec 9<>/run/rescue/witness # what the witness reads: it runs beside the console
 while read -r line; do
@@ -67,7 +70,7 @@ while read -r line; do
 done </dev/ttyS0
 CONSOLE
 . /run/rescue/serve
-i=0; until mount -t ext4 /dev/nbd0 /mnt 2>/dev/null; do i=$((i+1)); [ $i -gt 600 ] && { cat /run/rescue/log; echo "NO-ROOT"; poweroff -f; }; usleep 50000; done
+i=0; until grep -qs "^process" /run/sheep-nbd/nbd0.lock && mount -t ext4 /dev/nbd0 /mnt 2>/dev/null; do i=$((i+1)); [ $i -gt 600 ] && { cat /run/rescue/log; echo "NO-ROOT"; poweroff -f; }; usleep 50000; done
 for d in dev proc sys run; do mount --move /$d /mnt/$d; done
 exec switch_root /mnt /sbin/init
 INIT

@@ -428,6 +428,28 @@ func TestRefusals(t *testing.T) {
 	s.end(t)
 }
 
+// TestB4TheKernelGetsUnixStreamSockets: it takes TCP and unix streams only (CVE-2025-40080), in blocking mode.
+func TestB4TheKernelGetsUnixStreamSockets(t *testing.T) {
+	server, kernel, err := pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	f, err := forKernel(kernel)
+	kernel.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	fd := int(f.Fd())
+	domain, err1 := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	kind, err2 := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+	flags, err3 := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+	if err := errors.Join(err1, err2, err3); err != nil || domain != unix.AF_UNIX || kind != unix.SOCK_STREAM || flags&unix.O_NONBLOCK != 0 {
+		t.Errorf("domain %d, type %d, flags %#x, %v", domain, kind, flags, err)
+	}
+}
+
 // TestHostileServer: whatever a server says, the handshake ends, with an error or an export.
 func TestHostileServer(t *testing.T) {
 	hello := append([]byte("NBDMAGICIHAVEOPT"), 0, 3)
