@@ -1,6 +1,7 @@
 # Clusters of real processes for the stories: start, kill, look at.
 
 declare -A node_pid=()
+declare -A node_flags=() # words that `sheep daemon` of node N is always started with
 
 addr() { echo "127.0.$SUBNET.$1"; }
 node_dir() { echo "${NODE_DIRS:-$W}/n$1${NODE_SUBDIR:-}"; }
@@ -18,7 +19,7 @@ node_start() {
   mkdir -p "$(node_dir "$n")"
   echo "=== start $(date +%T.%N)" >>"$W/n$n.log"
   sheep daemon "$(node_dir "$n")" --listen "$(addr "$n"):7000" --gossip-port 7946 --join "${JOIN:-$(addr 1),$(addr 2),$(addr 3)}" \
-    --nbd "$(addr "$n"):10809" "$@" >>"$W/n$n.log" 2>&1 &
+    --nbd "$(addr "$n"):10809" ${node_flags[$n]:-} "$@" >>"$W/n$n.log" 2>&1 &
   node_pid[$n]=$!; track $!
 }
 

@@ -142,6 +142,7 @@ func TestExportsToStrangers(t *testing.T) {
 			t.Fatal("the snapshot changed")
 		}
 	})
+	t.Run("extended headers", func(t *testing.T) { extendedHeaders(t, other("thin")) })
 	t.Run("locked", func(t *testing.T) { // R14
 		ctx := context.Background()
 		mine, _, err := NewBackend(gw, BackendOptions{}).Open(ctx, "alpha")

@@ -48,7 +48,7 @@ type nodeOptions struct {
 	advertise  string   // host
 	gossipPort int
 	join       []string
-	nbd        string // host:port; "": off
+	nbd        string         // host:port; "": off
 	nbdSocket  nbd.UnixSocket // no path: off
 	zone       string
 	vnodes     int

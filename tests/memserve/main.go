@@ -38,7 +38,7 @@ func serve(unix, tcp string, disks []string) error {
 		if err != nil {
 			return fmt.Errorf("disk %q: %w", d, err)
 		}
-		backend.Add(nbd.ExportInfo{Name: name, Size: n, MultiConn: true})
+		backend.Add(nbd.ExportInfo{Name: name, Description: "a disk in memory", Size: n, MultiConn: true})
 	}
 	server, err := nbd.NewServer(nbd.Config{Logger: slog.New(slog.NewTextHandler(os.Stderr, nil))}, backend)
 	if err != nil {

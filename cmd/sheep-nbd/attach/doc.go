@@ -23,6 +23,12 @@
 //   - Killed, it leaves requests that were sent and not answered. The kernel sends these again after IOTimeout. The cluster fences the dead process's
 //     session before the new one may write, so that nothing old lands on top.
 //
+// # A root on the device
+//
+// The process is started in an initial ramdisk then, and stays behind there when the root is switched: it finds nothing by path any more. So /sys, /dev and
+// /proc are held open from the beginning (view.go). A process that is started later, while the root waits for it, must need nothing of the root: its program, the
+// shell that starts it and HoldDir lie in memory.
+//
 // # Goroutines
 //
 // None: Run runs on its caller's.
