@@ -107,16 +107,7 @@ func moveUsage(v *table, u *Usage) {
 	v.u.Objects--
 	u.Objects++
 	for _, c := range v.cells {
-		switch c.state() {
-		case Present:
-			v.u.Present--
-			u.Present++
-		case Zero:
-			v.u.Zero--
-			u.Zero++
-		case Bad:
-			v.u.Bad--
-			u.Bad++
-		}
+		v.u.add(c.state(), -1)
+		u.add(c.state(), 1)
 	}
 }

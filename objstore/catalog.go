@@ -82,7 +82,7 @@ func appendGone(b []byte, kind byte, group GroupID, key Key) []byte {
 
 // appendRecord appends the group's state:
 //
-//	kind u8 | flags u8 (1 syncing, 2 any number next) | terms u16 | group u32
+//	kind u8 | flags u8 (1 syncing, 2 any number next, 4 miscounted) | terms u16 | group u32
 //	term u64 | lsn u64 | usages u32 | zero u32 | zero u64
 //	{ term u64 | lsn u64 } × terms
 //	{ vid u32 | zero u32 | gen, objects, present, zero, bad u64 } × usages
@@ -95,6 +95,9 @@ func (g *Group) appendRecord(b []byte) []byte {
 	}
 	if g.anyNext {
 		flags |= 2
+	}
+	if g.miscounted {
+		flags |= 4
 	}
 	used := 0
 	for vid, u := range g.usage {
@@ -193,10 +196,12 @@ func readCatalog(f vfs.File) (list []catalogBatch, end int64, err error) {
 	if err != nil {
 		return nil, 0, err
 	}
-	b := make([]byte, n)
-	if _, err := f.ReadAt(b, 0); err != nil && err != io.EOF {
+	b := alignedBuffer(int(alignUp(n, BlockSize)))
+	k, err := f.ReadDirect(b, 0) // after a sync that failed, memory may have what the disk has not
+	if err != nil && err != io.EOF {
 		return nil, 0, err
 	}
+	b = b[:min(int64(k), n)]
 	for {
 		h, ok := parseBatch(b, end)
 		if !ok {
@@ -314,7 +319,7 @@ func (g *Group) takeState(b []byte) (int, error) {
 	if len(b) < n {
 		return 0, ErrFormat
 	}
-	g.syncing, g.anyNext = b[1]&1 != 0, b[1]&2 != 0
+	g.syncing, g.anyNext, g.miscounted = b[1]&1 != 0, b[1]&2 != 0, b[1]&4 != 0
 	g.last = Number{binary.LittleEndian.Uint64(b[8:]), binary.LittleEndian.Uint64(b[16:])}
 	g.terms = nil
 	at := catGroupSize

@@ -136,6 +136,7 @@ func (s *Store) tryCheckpoint() error {
 	s.checkpointDone, s.cutDone = n, cut
 	s.finishCheckpoint(n, cut, plans)
 	s.finishDropped(dropped)
+	s.j.settled(cut)
 	s.j.retire(cut)
 	s.cacheShrink(nil)
 	s.spaceChanged()
@@ -255,7 +256,8 @@ func (p *plan) bytes() int {
 // syncPlans makes a wave durable and lets go of its files.
 func (s *Store) syncPlans(wave []*plan) error {
 	s.sync.mu.Lock()
-	dirs := maps.Clone(s.sync.dirs) // a flush beside this one needs them as well
+	dirs := maps.Clone(s.sync.dirs) // a flush beside this one needs them as well,
+	maps.Copy(dirs, s.sync.names)   // and one under way may not have come to them yet
 	s.sync.mu.Unlock()
 	files := map[*objFile]struct{}{}
 	if bugCommitEarly.active() {
@@ -465,10 +467,16 @@ func (s *Store) commitPlans(n uint64, cut pos, groups []cutGroup, dropped []drop
 			b = appendGone(b, catObjectGone, p.o.g.id, p.o.key)
 		}
 	}
+	var err error
 	if all {
-		return s.replaceCatalog(s.appendOthers(b, groups, plans))
+		err = s.replaceCatalog(s.appendOthers(b, groups, plans))
+	} else {
+		err = s.commitCatalog(b)
 	}
-	return s.commitCatalog(b)
+	if err != nil {
+		return s.writeError("write catalog", err)
+	}
+	return nil
 }
 
 func (p *plan) record(n uint64) objectRecord {
@@ -557,7 +565,8 @@ func (p *plan) finish(n uint64, cut pos) (punch []slotRun) {
 }
 
 func (c *chunkState) wrote(side uint8, live bool, key tableKey) {
-	c.side, c.held, c.live, c.stale, c.key = side, true, live, false, key
+	c.stale = c.stale && !c.held // where neither place counted, the other one may be stale, too
+	c.side, c.held, c.live, c.key = side, true, live, key
 }
 
 // settle has the live tables' cells point to the slots a run was copied to.

@@ -69,9 +69,16 @@ func (c *Copy) Put(vid Vid, block int, crc uint32, data []byte) error {
 	}
 	run := c.o.t.alloc(c.o.t.homeOf(vid), block, 1, buf[:0])
 	c.g.mu.Unlock()
-	c.put[id] = cell{cellSlot | run[0].slot, crc}
 	delete(c.keep, id)
-	return c.g.s.writeSlots(c.o, run, data)
+	if err := c.g.s.writeSlots(c.o, run, data); err != nil {
+		delete(c.put, id)
+		c.g.mu.Lock()
+		c.o.t.freeRuns(run)
+		c.g.mu.Unlock()
+		return err
+	}
+	c.put[id] = cell{cellSlot | run[0].slot, crc}
+	return nil
 }
 
 // Keep says that the unit's block is the one that the object has already.
@@ -97,6 +104,9 @@ func (c *Copy) Install(u *Unit) error {
 	}
 	for {
 		err := c.install(u)
+		if err == nil {
+			return c.g.recount()
+		}
 		if err != errNoRoom {
 			return err
 		}
@@ -184,10 +194,6 @@ func (c *Copy) Abort() {
 		c.o.t.free(p.value())
 	}
 	c.o.t.pins--
-	if !c.o.exists() && c.o.birth != 0 && !c.o.t.dirty { // a file for nothing: the next checkpoint removes it
-		c.o.touch()
-		c.g.changed = true
-	}
 	c.g.abandon(c.o)
 }
 
@@ -345,6 +351,7 @@ func (o *object) heal() {
 	if o.damaged {
 		o.damaged = false
 		o.g.suspects--
+		o.g.miscounted = true
 		o.g.s.m.damaged.Add(-1)
 	}
 }
@@ -367,6 +374,9 @@ func (g *Group) DeleteObject(key Key) error {
 			o.clear(pl.pos)
 		}
 		unlock()
+		if err == nil {
+			return g.recount()
+		}
 		if err != errNoRoom {
 			return err
 		}

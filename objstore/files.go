@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"sync"
 	"syscall"
+
+	"github.com/sheepdog-go/sheepdog/objstore/vfs"
 )
 
 // files keeps the open object files under their bound.
@@ -23,6 +25,24 @@ func (s *Store) groupDir(id GroupID) string {
 
 func (s *Store) objectName(o *object) string {
 	return filepath.Join(s.groupDir(o.g.id), o.key.String())
+}
+
+func newObjFile(f vfs.File, o *object) *objFile {
+	return &objFile{f: f, o: o, syncing: newIOMutex()}
+}
+
+// sync makes durable what was written to the file, or, behind a sync of the
+// whole file system, sees that it is. A write-back error is told once to a
+// descriptor; here everybody hears of it, also who syncs at the same time.
+func (f *objFile) sync(all bool) error {
+	f.syncing.Lock()
+	defer f.syncing.Unlock()
+	if f.syncErr == nil && all {
+		f.syncErr = f.f.WriteBackError()
+	} else if f.syncErr == nil {
+		f.syncErr = f.f.Datasync()
+	}
+	return f.syncErr
 }
 
 // release lets the file be closed again.
@@ -118,7 +138,7 @@ func (s *Store) openFile(o *object, birth uint64) (*objFile, error) {
 		f.Close()
 		return nil, fmt.Errorf("open object %v: its file's header is another's or damaged: %w", o.key, ErrDamaged)
 	}
-	return &objFile{f: f, o: o}, nil
+	return newObjFile(f, o), nil
 }
 
 const xattrName = "user.sheepdog"
@@ -155,7 +175,7 @@ func (s *Store) createFile(o *object) (*objFile, uint64, error) {
 	}
 	s.namesChanged(dir)
 	s.m.created.Add(1)
-	return &objFile{f: f, o: o}, birth, nil
+	return newObjFile(f, o), birth, nil
 }
 
 // describe is the one attribute a file has: what never changes, in words.
@@ -163,7 +183,11 @@ func (s *Store) describe(o *object) string {
 	return fmt.Sprintf("v1 %.8s root %06x index %x pg %x", s.id.Cluster, o.key.Root(), o.key.Index(), uint32(o.g.id))
 }
 
+// makeGroupDir returns when the folder is there and the next sync covers its
+// name, also where somebody else is just making it.
 func (s *Store) makeGroupDir(dir string) error {
+	s.dirLock.Lock()
+	defer s.dirLock.Unlock()
 	err := s.fs.Mkdir(dir)
 	if errors.Is(err, fs.ErrExist) {
 		return nil

@@ -26,6 +26,8 @@ type Group struct {
 	dropped  bool
 	suspects int // damaged objects
 
+	miscounted bool // usage still has what a damaged object had that was copied again
+
 	droppedAt pos
 
 	changed    bool      // state or objects, since the last cut

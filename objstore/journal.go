@@ -293,6 +293,17 @@ func (j *journal) sealLocked() pos {
 	return p
 }
 
+// settled says that nothing before p is needed from the journal's memory: it is
+// synced, or a checkpoint has it. A segment that is used again says so, and a
+// replay from before the checkpoint that freed it is noticed.
+func (j *journal) settled(p pos) {
+	for d := j.durable.Load(); uint64(p) > d; d = j.durable.Load() {
+		if j.durable.CompareAndSwap(d, uint64(p)) {
+			return
+		}
+	}
+}
+
 // takeUnsynced hands the segments that a sync has to cover to the syncer.
 func (j *journal) takeUnsynced() []*segment {
 	j.mu.Lock()

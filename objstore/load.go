@@ -29,6 +29,10 @@ func (s *Store) load(o *object) error {
 			t = &tables{}
 		}
 		o.g.mu.Lock()
+		if o.g.objects[o.key] != o { // dropped meanwhile: what was read says nothing
+			o.g.mu.Unlock()
+			return nil
+		}
 		if o.t == nil && o.checkpoint == want {
 			o.t = t
 			t.durable = o.version

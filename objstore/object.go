@@ -29,6 +29,9 @@ type object struct {
 // objFile is an open object file. It is closed only when nobody holds it,
 // and whoever wrote holds it until the write is synced (rule 8).
 type objFile struct {
+	syncing ioMutex
+	syncErr error // guarded by syncing
+
 	f    vfs.File
 	o    *object
 	refs atomic.Int32

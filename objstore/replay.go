@@ -49,7 +49,7 @@ type oldSegment struct {
 	segment
 	size int64
 	head batchMark
-	ok   bool // head is valid
+	ok   bool // head is valid, or lost and made from a batch behind it
 }
 
 // openSegments opens the journal's files.
@@ -77,12 +77,36 @@ func (s *Store) openSegments() ([]*oldSegment, error) {
 			return nil, err
 		}
 		var b [frameSize + markSize + recordAlign]byte
-		if _, err := f.ReadAt(b[:], 0); err == nil || err == io.EOF {
-			g.head, g.ok = parseStart(b[:])
-			g.gen = g.head.gen
+		if _, err := f.ReadAt(b[:], 0); err != nil && err != io.EOF {
+			closeSegments(list)
+			return nil, err
 		}
+		if g.head, g.ok = parseStart(b[:]); !g.ok {
+			if err := g.headFromBatches(); err != nil {
+				closeSegments(list)
+				return nil, err
+			}
+		}
+		g.gen = g.head.gen
 	}
 	return list, nil
+}
+
+// headFromBatches makes up for a segment's first record, which never reached
+// the disk or has rotted: each batch behind it says the generation as well.
+// Where the records before the segment end stays unknown, so the segment counts
+// as one behind damage, or as a part of the torn tail.
+func (g *oldSegment) headFromBatches() error {
+	b, err := g.readAll()
+	if err != nil {
+		return err
+	}
+	for q := int64(BlockSize); q < int64(len(b)); q += BlockSize {
+		if m, ok := parseBatchMark(b, q, recMark); ok && m.gen >= g.head.gen {
+			g.head, g.ok = batchMark{gen: m.gen, durable: max(g.head.durable, m.durable)}, true
+		}
+	}
+	return nil
 }
 
 func closeSegments(list []*oldSegment) {
@@ -91,14 +115,17 @@ func closeSegments(list []*oldSegment) {
 	}
 }
 
-// parseStart reads a segment's first record, whose seed is in its body.
-func parseStart(b []byte) (m batchMark, ok bool) {
-	if len(b) < frameSize+markSize {
+// parseStart reads a segment's first record.
+func parseStart(b []byte) (m batchMark, ok bool) { return parseBatchMark(b, 0, recStart) }
+
+// parseBatchMark reads a batch's first record, whose seed is in its body.
+func parseBatchMark(b []byte, off int64, kind recordKind) (m batchMark, ok bool) {
+	if off+frameSize+markSize > int64(len(b)) {
 		return m, false
 	}
-	gen := binary.LittleEndian.Uint32(b[frameSize+4:])
-	r, ok := parseRecord(b, gen, 0)
-	if !ok || r.kind != recStart {
+	gen := binary.LittleEndian.Uint32(b[off+frameSize+4:])
+	r, ok := parseRecord(b, gen, off)
+	if !ok || r.kind != kind {
 		return m, false
 	}
 	m, ok = parseMark(r.body)
@@ -106,7 +133,11 @@ func parseStart(b []byte) (m batchMark, ok bool) {
 }
 
 func newReplay(s *Store, segs []*oldSegment) *replay {
-	r := &replay{s: s, cut: s.cutDone, stopped: map[GroupID]bool{}, nextGen: s.cutDone.gen() + 1}
+	// Since the cut each segment was used once at the most, under the next
+	// generations. Which of them were used cannot always be seen: the first
+	// sector of a segment may be lost while others are not.
+	next := s.cutDone.gen() + uint32(len(segs)) + 1
+	r := &replay{s: s, cut: s.cutDone, stopped: map[GroupID]bool{}, nextGen: next}
 	for _, g := range segs {
 		if g.ok {
 			r.nextGen = max(r.nextGen, g.gen+1)
@@ -121,7 +152,7 @@ func newReplay(s *Store, segs []*oldSegment) *replay {
 
 func (s *Store) replay(segs []*oldSegment) error {
 	r := newReplay(s, segs)
-	size, count := s.cfg.SegmentBytes, int(s.cfg.JournalBytesMax/s.cfg.SegmentBytes)
+	size, count := int64(BlockSize), 0 // what wrote them may have been configured otherwise
 	for _, g := range segs {
 		size, count = max(size, g.size), max(count, g.index+1)
 	}
@@ -564,10 +595,10 @@ func (r *replay) verifySlots(o *object, runs []slotRun, sums []uint32) error {
 	}
 	defer f.release()
 	i := 0
-	buf := make([]byte, BlockSize)
+	buf := alignedBuffer(BlockSize)
 	for _, run := range runs {
 		for k := range run.n {
-			_, err := f.f.ReadAt(buf, int64(run.slot+k)*BlockSize)
+			_, err := f.f.ReadDirect(buf, int64(run.slot+k)*BlockSize) // after a sync that failed, memory may have what the disk has not
 			if err == nil && Checksum(buf) != sums[i] {
 				err = ErrChecksum
 			}
@@ -646,6 +677,11 @@ func (r *replay) takeDelete(g *Group, rec record, p pos) error {
 
 // report finishes what damage means and says what was found.
 func (r *replay) report() {
+	for _, g := range r.s.groups {
+		if err := g.recount(); err != nil {
+			r.s.log.Warn("count anew what vids use", "group", uint32(g.id), "error", err)
+		}
+	}
 	if r.lost {
 		for _, g := range r.s.groups {
 			g.syncing, g.changed = true, true

@@ -123,10 +123,14 @@ func (s *Store) nextScrubbed() *object {
 	c := &s.scrub
 	c.mu.Lock()
 	id, key := c.group, c.key
-	if c.started.IsZero() {
+	begins := c.started.IsZero()
+	if begins {
 		c.started = time.Now()
 	}
 	c.mu.Unlock()
+	if begins {
+		s.removeLostGroups()
+	}
 	for _, gid := range s.Groups() {
 		if gid < id {
 			continue
@@ -140,7 +144,7 @@ func (s *Store) nextScrubbed() *object {
 			continue
 		}
 		if from == 0 {
-			s.removeOrphans(g)
+			s.removeOrphans(gid, false)
 		}
 		if o := g.objectFrom(from); o != nil {
 			c.mu.Lock()
@@ -355,28 +359,53 @@ func (s *Store) saveScrub() {
 }
 
 // removeOrphans removes files in a group's folder that belong to no object:
-// what a crash left between a checkpoint and the removal it decided on.
-func (s *Store) removeOrphans(g *Group) {
-	id := g.id
+// what a crash left between a checkpoint and the removal it decided on. gone
+// says that a checkpoint took the whole group out of the catalog.
+func (s *Store) removeOrphans(id GroupID, gone bool) {
 	names, err := s.fs.ReadDir(s.groupDir(id))
-	if err != nil {
-		return
-	}
 	for _, n := range names {
-		v, err := strconv.ParseUint(n, 16, 64)
-		if err != nil || len(n) != 16 {
+		v, bad := strconv.ParseUint(n, 16, 64)
+		if bad != nil || len(n) != 16 {
 			continue
 		}
 		stripe := s.stripe(Key(v))
 		stripe.Lock()
-		g.mu.Lock()
-		orphan := g.objects[Key(v)] == nil && !g.dropped
-		g.mu.Unlock()
-		if orphan {
-			s.log.Info("remove a file that belongs to no object", "group", uint32(id), "file", n)
-			s.fs.Remove(filepath.Join(s.groupDir(id), n))
+		if s.isOrphan(id, Key(v), gone) {
+			if !gone {
+				s.log.Info("remove a file that belongs to no object", "group", uint32(id), "file", n)
+			}
+			err = errors.Join(err, s.fs.Remove(filepath.Join(s.groupDir(id), n)))
 		}
 		stripe.Unlock()
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		s.log.Warn("remove files of no object", "group", uint32(id), "error", err)
+	}
+}
+
+// isOrphan holds the key's stripe, so that no file can get the name meanwhile.
+func (s *Store) isOrphan(id GroupID, key Key, gone bool) bool {
+	s.groupsMu.RLock()
+	g, dropping := s.groups[id], s.isDropping(id)
+	s.groupsMu.RUnlock()
+	if g == nil {
+		return gone || !dropping // a drop that no checkpoint took may be undone by a power cut
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.objects[key] == nil && !g.dropped
+}
+
+// removeLostGroups removes what a crash left of groups that are not there.
+func (s *Store) removeLostGroups() {
+	names, err := s.fs.ReadDir(filepath.Join(s.cfg.Dir, "obj"))
+	if err != nil {
+		return
+	}
+	for _, n := range names {
+		if v, err := strconv.ParseUint(n, 16, 32); err == nil && len(n) == 8 && s.groupIfAny(GroupID(v)) == nil {
+			s.removeOrphans(GroupID(v), false)
+		}
 	}
 }
 

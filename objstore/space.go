@@ -111,18 +111,10 @@ func (s *Store) reserveName() string { return filepath.Join(s.cfg.Dir, "reserve"
 
 // makeReserve makes the reserve if it is not there and there is room for it.
 func (s *Store) makeReserve() error {
-	if s.cfg.ReserveBytes <= 0 || s.reserveHeld.Load() {
+	if s.cfg.ReserveBytes <= 0 || s.reserveHeld.Load() || s.findReserve() {
 		return nil
 	}
-	if f, err := s.fs.Open(s.reserveName()); err == nil {
-		n, err := f.Size()
-		f.Close()
-		if err == nil && n >= s.cfg.ReserveBytes {
-			s.reserveHeld.Store(true)
-			return nil
-		}
-		s.fs.Remove(s.reserveName())
-	}
+	s.fs.Remove(s.reserveName())
 	st, err := s.fs.Statfs(s.cfg.Dir)
 	if err != nil || st.Free < 2*s.cfg.ReserveBytes {
 		return err
@@ -138,6 +130,21 @@ func (s *Store) makeReserve() error {
 	}
 	s.reserveHeld.Store(true)
 	return nil
+}
+
+// findReserve says whether the reserve is there, whole.
+func (s *Store) findReserve() bool {
+	if s.cfg.ReserveBytes <= 0 {
+		return false
+	}
+	f, err := s.fs.Open(s.reserveName())
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	n, err := f.Size()
+	s.reserveHeld.Store(err == nil && n >= s.cfg.ReserveBytes)
+	return s.reserveHeld.Load()
 }
 
 // giveUpReserve frees the reserve; false if there was none.

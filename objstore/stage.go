@@ -17,7 +17,7 @@ func (g *Group) Stage(e *Entry) error {
 	if len(e.Data) != e.DataLen() {
 		return fmt.Errorf("entry %v: %d bytes of data, want %d: %w", e.Number, len(e.Data), e.DataLen(), ErrFormat)
 	}
-	if err := g.s.admit(e); err != nil {
+	if err := g.admit(e); err != nil {
 		return err
 	}
 	large := e.Kind == KindWrite && len(e.Data) >= g.s.cfg.LargeWriteBytes
@@ -38,14 +38,20 @@ func (g *Group) Stage(e *Entry) error {
 }
 
 // admit waits at the bounds that are the store's and refuses what there is
-// no space for.
-func (s *Store) admit(e *Entry) error {
+// no space for: writes, and zeros that need a table. Everything else goes on
+// when the disk is full.
+func (g *Group) admit(e *Entry) error {
+	s := g.s
 	if err := s.Err(); err != nil {
 		return err
 	}
-	if e.Kind == KindWrite {
-		if err := s.refuseWhenFull(); err != nil {
-			return fmt.Errorf("entry %v: write object %v: %w", e.Number, e.Key, err)
+	if e.Kind.creates() {
+		err := s.refuseWhenFull()
+		if err != nil && e.Kind == KindZero && g.hasVersion(e.Key, e.Vid) {
+			err = nil
+		}
+		if err != nil {
+			return fmt.Errorf("entry %v: %v to object %v: %w", e.Number, e.Kind, e.Key, err)
 		}
 	}
 	if s.j.pendingBytes() > s.cfg.PendingBytesMax {
@@ -54,6 +60,15 @@ func (s *Store) admit(e *Entry) error {
 		}
 	}
 	return s.waitDirty()
+}
+
+func (g *Group) hasVersion(key Key, vid Vid) bool {
+	o, unlock, err := g.lockLoaded(key)
+	if err != nil || o == nil {
+		return false
+	}
+	defer unlock()
+	return o.t.find(vid) != nil
 }
 
 func (g *Group) stageSmall(e *Entry) error {
@@ -121,9 +136,15 @@ func (g *Group) newObject(key Key) *object {
 	return o
 }
 
-// abandon forgets an object that was made for an entry that failed. Holds mu.
+// abandon forgets an object that was made for something that failed, unless
+// the group was dropped meanwhile and with it the object. Holds mu.
 func (g *Group) abandon(o *object) {
-	if o == nil || o.t == nil || o.exists() || o.birth != 0 || o.t.busy() {
+	if o == nil || g.objects[o.key] != o || o.t == nil || o.exists() || o.t.busy() {
+		return
+	}
+	if o.birth != 0 { // a file for nothing: the next checkpoint removes it
+		o.touch()
+		g.changed = true
 		return
 	}
 	delete(g.objects, o.key)

@@ -51,6 +51,7 @@ type Store struct {
 
 	stripes  [64]ioMutex // creation, opening and removal of object files, by key
 	metaLock ioMutex
+	dirLock  ioMutex // making of groups' folders
 
 	unplaced     atomic.Int64 // journaled blocks that have no slot yet
 	dirtyObjects atomic.Int64
@@ -79,7 +80,7 @@ func Create(cfg Config, id Identity) error {
 	if _, err := parseIdentity(id.encode()); err != nil {
 		return err
 	}
-	s := &Store{cfg: cfg, fs: cfg.FS, log: cfg.Logger, id: id}
+	s := newStore(cfg, id)
 	if err := s.create(); err != nil {
 		return fmt.Errorf("create store in %s: %w", cfg.Dir, err)
 	}
@@ -181,7 +182,7 @@ func newStore(cfg Config, id Identity) *Store {
 	s := &Store{
 		cfg: cfg, fs: cfg.FS, log: cfg.Logger, id: id,
 		groups: map[GroupID]*Group{}, dropped: make(chan struct{}),
-		checkpointLock: newIOMutex(), metaLock: newIOMutex(),
+		checkpointLock: newIOMutex(), metaLock: newIOMutex(), dirLock: newIOMutex(),
 		checkpointKick: make(chan struct{}, 1), segmenterKick: make(chan struct{}, 1),
 		stop: make(chan struct{}), failed: make(chan struct{}),
 	}
@@ -213,6 +214,7 @@ func (s *Store) open() error {
 	if err != nil {
 		return err
 	}
+	s.findReserve()
 	if err := s.replay(segs); err != nil {
 		return err
 	}
@@ -260,9 +262,11 @@ func (s *Store) fail(what string, cause error) error {
 }
 
 func (s *Store) wakeAll(err error) {
-	s.j.mu.Lock()
-	s.j.changed.Broadcast()
-	s.j.mu.Unlock()
+	if s.j != nil {
+		s.j.mu.Lock()
+		s.j.changed.Broadcast()
+		s.j.mu.Unlock()
+	}
 	s.answer(err)
 }
 
@@ -435,16 +439,7 @@ func (s *Store) finishDropped(list []droppedGroup) {
 	}
 	for _, d := range list {
 		d.g.letGo()
-		dir := s.groupDir(d.g.id)
-		names, err := s.fs.ReadDir(dir)
-		for _, n := range names {
-			if err == nil {
-				err = s.fs.Remove(filepath.Join(dir, n))
-			}
-		}
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			s.log.Warn("remove group's files", "group", uint32(d.g.id), "error", err)
-		}
+		s.removeOrphans(d.g.id, true)
 	}
 	if len(list) == 0 {
 		return
@@ -537,5 +532,8 @@ func (s *Store) addSegment() error {
 	j.building = false
 	j.changed.Broadcast()
 	j.mu.Unlock()
-	return err
+	if err != nil {
+		return s.writeError("make journal segment", err)
+	}
+	return nil
 }

@@ -14,6 +14,7 @@ type syncer struct {
 
 	files map[*objFile]struct{} // written since the last round took them; each is held
 	dirs  map[string]struct{}   // with names that are not durable yet
+	names map[string]struct{}   // those that the round under way syncs
 
 	dirty   int64      // bytes written since the last round took them
 	flight  int64      // bytes the round under way covers
@@ -126,7 +127,7 @@ func (s *Store) syncNow() error {
 	if len(y.dirs) > 0 {
 		dirSet, y.dirs = y.dirs, map[string]struct{}{}
 	}
-	y.flight, y.dirty = y.dirty, 0
+	y.flight, y.dirty, y.names = y.dirty, 0, dirSet
 	y.mu.Unlock()
 
 	syncFiles := fileSet
@@ -138,7 +139,7 @@ func (s *Store) syncNow() error {
 		f.release()
 	}
 	y.mu.Lock()
-	y.flight = 0
+	y.flight, y.names = 0, nil
 	y.changed.Broadcast()
 	y.mu.Unlock()
 	if err != nil && bugSyncRetried.active() {
@@ -147,9 +148,7 @@ func (s *Store) syncNow() error {
 	if err != nil {
 		return s.fail("sync", err)
 	}
-	if target > pos(s.j.durable.Load()) {
-		s.j.durable.Store(uint64(target))
-	}
+	s.j.settled(target)
 	s.m.syncs.Add(1)
 	return nil
 }
@@ -168,14 +167,27 @@ func (s *Store) syncSet(segs []*segment, files map[*objFile]struct{}, dirs map[s
 	}
 	defer s.watch("sync")()
 	if n >= syncfsFrom {
-		return s.fs.SyncFS(s.cfg.Dir)
+		if err := s.fs.SyncFS(s.cfg.Dir); err != nil {
+			return err
+		}
+		for f := range files {
+			if err := f.sync(true); err != nil {
+				return err
+			}
+		}
+		for _, g := range segs {
+			if err := g.f.WriteBackError(); err != nil {
+				return err
+			}
+		}
+		return nil
 	}
 	work := make([]func() error, 0, n)
 	for _, g := range segs {
 		work = append(work, g.f.Datasync)
 	}
 	for f := range files {
-		work = append(work, f.f.Datasync)
+		work = append(work, func() error { return f.sync(false) })
 	}
 	for d := range dirs {
 		work = append(work, func() error { return s.fs.SyncDir(d) })

@@ -58,6 +58,10 @@ type File interface {
 	ReadDirect(p []byte, off int64) (int, error)
 	// Datasync makes the bytes written so far durable, and the size.
 	Datasync() error
+	// WriteBackError is the error of a write-back that this descriptor has
+	// not been told of, also where it was behind a SyncFS that succeeded. It
+	// waits for write-back that is under way, and starts none.
+	WriteBackError() error
 	// Punch gives the space of a range back; it reads as zeros then.
 	Punch(off, n int64) error
 	// Allocate makes sure that the range has its space.

@@ -1,7 +1,9 @@
 package simfs
 
 import (
+	"errors"
 	"io"
+	"maps"
 	"syscall"
 
 	"github.com/sheepdog-go/sheepdog/objstore/vfs"
@@ -13,6 +15,7 @@ type file struct {
 	i      *inode
 	name   string
 	closed bool
+	told   int // of the inode's failures
 }
 
 var _ vfs.File = (*file)(nil)
@@ -34,19 +37,47 @@ func (p *page) touch(from, to int) {
 		p.old = &old
 	}
 	for s := from / sectorSize; s*sectorSize < to; s++ {
-		if p.dirty&(1<<s) == 0 {
+		if (p.dirty|p.lost)&(1<<s) == 0 {
 			at := s * sectorSize
 			copy(p.old[at:at+sectorSize], p.data[at:at+sectorSize])
-			p.dirty |= 1 << s
 		}
+		p.dirty |= 1 << s
+		p.lost &^= 1 << s
 	}
 }
 
 func (i *inode) sync() {
 	for _, p := range i.pages {
-		p.old, p.dirty = nil, 0
+		if p.dirty = 0; p.lost == 0 {
+			p.old = nil
+		}
 	}
 	i.durable = i.size
+}
+
+// syncAll is sync with what fdatasync leaves behind.
+func (i *inode) syncAll() {
+	i.sync()
+	i.xattrOld = nil
+}
+
+// syncFailed is what a kernel does: the pages count as clean, what they hold
+// is read until they are evicted, and it never reaches the disk.
+func (i *inode) syncFailed() {
+	for _, p := range i.pages {
+		p.lost |= p.dirty
+		p.dirty = 0
+	}
+	i.failures++
+}
+
+// FailWriteBack has the kernel write a file back by itself, and fail: whoever
+// has it open is told by its next sync, each once.
+func (f *FS) FailWriteBack(name string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	_, _, i := f.lookup(name)
+	i.syncFailed()
 }
 
 func (h *file) ReadAt(b []byte, off int64) (int, error) {
@@ -73,7 +104,20 @@ func (h *file) ReadAt(b []byte, off int64) (int, error) {
 }
 
 func (h *file) ReadNowait(b []byte, off int64) (int, error) { return h.ReadAt(b, off) }
-func (h *file) ReadDirect(b []byte, off int64) (int, error) { return h.ReadAt(b, off) }
+
+// ReadDirect writes back what is dirty and reads the disk.
+func (h *file) ReadDirect(b []byte, off int64) (int, error) {
+	n, err := h.ReadAt(b, off)
+	h.fs.mu.Lock()
+	defer h.fs.mu.Unlock()
+	for at := off / sectorSize * sectorSize; at < off+int64(n); at += sectorSize {
+		p := h.i.pages[at/pageSize]
+		if s := at % pageSize / sectorSize; p != nil && p.lost&(1<<s) != 0 && at >= off {
+			copy(b[at-off:min(int64(n), at-off+sectorSize)], p.old[s*sectorSize:])
+		}
+	}
+	return n, err
+}
 
 func (h *file) WriteAt(b []byte, off int64) (int, error) {
 	if err := h.fs.before("write", h.name); err != nil {
@@ -97,7 +141,7 @@ func (h *file) WriteAt(b []byte, off int64) (int, error) {
 		if f.flushOne > 0 && f.rng.IntN(f.flushOne) == 0 {
 			p.dirty &= uint8(f.rng.Uint32()) // these sectors are on the disk now
 			for s := range pageSize / sectorSize {
-				if p.dirty&(1<<s) == 0 {
+				if (p.dirty|p.lost)&(1<<s) == 0 {
 					copy(p.old[s*sectorSize:(s+1)*sectorSize], p.data[s*sectorSize:])
 				}
 			}
@@ -121,10 +165,35 @@ func (f *FS) take(p *page) bool {
 
 func (h *file) Datasync() error {
 	if err := h.fs.before("sync", h.name); err != nil {
+		if errors.Is(err, syscall.EIO) {
+			h.fs.mu.Lock()
+			h.i.syncFailed()
+			h.told = h.i.failures
+			h.fs.mu.Unlock()
+		}
 		return err
 	}
 	defer h.fs.mu.Unlock()
+	if err := h.failure("sync"); err != nil {
+		return err
+	}
 	return h.fs.syncing("sync", h.name, h.i.sync)
+}
+
+func (h *file) failure(op string) error {
+	if h.told == h.i.failures {
+		return nil
+	}
+	h.told = h.i.failures
+	return fail(op, h.name, syscall.EIO)
+}
+
+func (h *file) WriteBackError() error {
+	if err := h.fs.before("writeback", h.name); err != nil {
+		return err
+	}
+	defer h.fs.mu.Unlock()
+	return h.failure("writeback")
 }
 
 func (h *file) Punch(off, n int64) error {
@@ -198,6 +267,9 @@ func (h *file) SetXattr(name, value string) error {
 	defer h.fs.mu.Unlock()
 	if h.fs.noXattr {
 		return fail("setxattr", h.name, syscall.ENOTSUP)
+	}
+	if h.i.links > 0 && h.i.xattrOld == nil {
+		h.i.xattrOld = maps.Clone(h.i.xattr)
 	}
 	h.i.xattr[name] = value
 	return nil

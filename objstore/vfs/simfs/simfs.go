@@ -6,8 +6,12 @@
 // seeded choice, any subset of the 512-byte sectors that were not synced,
 // some of them torn inside, any size between the synced and the last one, and
 // any subset of the changes of names that their directory's sync has not
-// covered; a rename happens whole or not at all. Attributes set before a file got its name come with the name.
-// Sectors may also reach the disk by themselves at any time before.
+// covered; a rename happens whole or not at all. Attributes set before a file
+// got its name come with the name; those set later are durable only with
+// SyncFS. Sectors may also reach the disk by themselves at any time before.
+//
+// After a sync that failed with EIO what it was to write is read from memory
+// as before, and never reaches the disk.
 //
 // Calls can be made to fail, to wait and to find no space; see Before and
 // Capacity. Nothing blocks on anything but these, so the file system can be
@@ -36,7 +40,7 @@ type FS struct {
 	// Before, if set, is called before each call with the operation ("write",
 	// "read", "sync", "syncdir", "syncfs", "create", "link", "open", "remove",
 	// "rename", "mkdir", "punch", "allocate", "truncate", "setxattr",
-	// "getxattr", "readdir", "statfs", "lock") and the name. It may wait; its
+	// "getxattr", "size", "writeback", "readdir", "statfs", "lock") and the name. It may wait; its
 	// error becomes the call's, which then does nothing.
 	Before func(op, name string) error
 
@@ -188,16 +192,22 @@ type inode struct {
 	size    int64
 	durable int64 // size
 	xattr   map[string]string
-	links   int
-	opens   int
+	// What the disk has of them, where it is something else: fdatasync leaves
+	// an attribute that changed behind.
+	xattrOld map[string]string
+	links    int
+	opens    int
+	failures int // of write-back
 }
 
-// page is 4 KiB of a file. old is what the disk has of the sectors in dirty.
+// page is 4 KiB of a file. old is what the disk has of the sectors in
+// dirty and lost.
 type page struct {
 	data  [pageSize]byte
 	old   *[pageSize]byte
 	dirty uint8
-	hole  bool // takes no space
+	lost  uint8 // sectors that a failed sync left in memory only
+	hole  bool  // takes no space
 }
 
 const (
@@ -263,7 +273,11 @@ func (f *FS) keep() bool { return f.rng == nil || f.rng.IntN(2) == 0 }
 func (f *FS) inodeImage(g *FS, i *inode) *inode {
 	n := &inode{isDir: i.isDir, pages: map[int64]*page{}, xattr: map[string]string{}, size: i.size}
 	g.inodes++
-	for k, v := range i.xattr {
+	attrs := i.xattr
+	if i.xattrOld != nil && f.rng != nil && f.rng.IntN(2) == 0 {
+		attrs = i.xattrOld
+	}
+	for k, v := range attrs {
 		n.xattr[k] = v
 	}
 	if i.size != i.durable && f.rng != nil {
@@ -289,11 +303,14 @@ func (f *FS) inodeImage(g *FS, i *inode) *inode {
 	for _, k := range numbers {
 		p := i.pages[k]
 		q := &page{data: p.data}
-		for s := 0; s < pageSize/sectorSize && p.dirty != 0; s++ {
+		for s := 0; s < pageSize/sectorSize && p.dirty|p.lost != 0; s++ {
+			at := s * sectorSize
+			if p.lost&(1<<s) != 0 {
+				copy(q.data[at:at+sectorSize], p.old[at:at+sectorSize])
+			}
 			if p.dirty&(1<<s) == 0 || f.rng == nil {
 				continue
 			}
-			at := s * sectorSize
 			if mode == 0 || mode >= 2 && f.rng.IntN(2) == 0 {
 				copy(q.data[at:at+sectorSize], p.old[at:at+sectorSize])
 			} else if f.rng.IntN(4) == 0 { // torn inside
@@ -374,7 +391,7 @@ func (f *FS) Open(name string) (vfs.File, error) {
 		return nil, fail("open", name, syscall.EISDIR)
 	}
 	i.opens++
-	return &file{fs: f, i: i, name: name}, nil
+	return &file{fs: f, i: i, name: name, told: i.failures}, nil
 }
 
 func (f *FS) newInode(op, name string) (*inode, error) {
@@ -557,7 +574,7 @@ func (f *FS) SyncFS(name string) error {
 	return f.syncing("syncfs", name, func() {
 		for _, d := range f.dirs {
 			for _, i := range d.names {
-				i.sync()
+				i.syncAll()
 			}
 			d.sync()
 		}
