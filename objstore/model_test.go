@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -159,6 +160,27 @@ type world struct {
 	h     map[GroupID]history
 	trace []string
 	big   bool // wide block ranges and large writes more often
+	mood  mood
+
+	entries, cuts, lives int  // done so far
+	early                bool // the first cut came before the end of its steps
+}
+
+// mood is what a run does more often than others: runs that differ find more
+// than runs that are all alike. Each is out of a thousand steps; the rest are
+// entries.
+type mood struct {
+	commit, sync, checkpoint, resync, drop, close, kill, scrub, read int
+
+	deletes int // entries out of a hundred that take a whole version away
+}
+
+var moods = []mood{
+	{50, 80, 30, 25, 5, 5, 5, 5, 20, 10},
+	{50, 80, 30, 10, 5, 15, 50, 5, 10, 10},  // many lives
+	{30, 50, 60, 10, 15, 5, 15, 10, 10, 50}, // objects come and go
+	{30, 8, 60, 25, 5, 5, 5, 10, 20, 10},    // little is synced
+	{30, 150, 5, 10, 2, 2, 10, 2, 10, 5},    // little is checkpointed
 }
 
 const (
@@ -178,7 +200,8 @@ func simConfig(fs *simfs.FS) Config {
 func newWorld(seed uint64) (*world, error) {
 	w := &world{fs: simfs.New(seed), rng: rand.New(rand.NewPCG(seed, 2)), h: map[GroupID]history{}}
 	w.cfg = simConfig(w.fs)
-	w.big = seed%5 == 0
+	w.big = seed%7 == 0
+	w.mood = moods[seed%uint64(len(moods))]
 	if err := Create(w.cfg, testIdentity); err != nil {
 		return nil, err
 	}
@@ -206,31 +229,35 @@ func (w *world) note(format string, args ...any) {
 // step does one random thing.
 func (w *world) step() error {
 	gid := GroupID(w.rng.IntN(worldGroups))
-	switch p := w.rng.IntN(1000); {
-	case p < 800:
-		return w.entry(gid)
-	case p < 850:
+	m := &w.mood
+	p := w.rng.IntN(1000)
+	is := func(share int) bool {
+		p -= share
+		return p < 0
+	}
+	switch {
+	case is(m.commit):
 		w.note("commit")
 		return w.s.Commit()
-	case p < 930:
+	case is(m.sync):
 		w.note("sync")
 		if err := w.s.SyncWait(); err != nil {
 			return err
 		}
 		w.settled()
-	case p < 960:
+	case is(m.checkpoint):
 		w.note("checkpoint")
 		if err := w.s.Checkpoint(); err != nil {
 			return err
 		}
 		w.settled()
-	case p < 985:
+	case is(m.resync):
 		return w.resync(gid)
-	case p < 990:
+	case is(m.drop):
 		w.note("drop %d", gid)
 		w.h[gid] = append(w.h[gid], &mGroup{objects: map[Key]*mObject{}})
 		return w.s.DropGroup(gid)
-	case p < 995:
+	case is(m.close):
 		w.note("close")
 		if err := w.s.Close(); err != nil {
 			return err
@@ -242,16 +269,71 @@ func (w *world) step() error {
 			return fmt.Errorf("open after close: %w", err)
 		}
 		return w.compare()
-	default:
+	case is(m.kill):
 		w.note("kill")
 		abandonStore(w.s)
 		return w.reopen()
+	case is(m.scrub):
+		w.note("scrub %d", gid)
+		return w.scrub(gid)
+	case is(m.read):
+		return w.read(gid)
+	default:
+		return w.entry(gid)
 	}
 	return nil
 }
 
+// scrub has the scrub look at a group at once.
+func (w *world) scrub(gid GroupID) error {
+	g := w.s.Group(gid)
+	w.s.removeOrphans(gid, false)
+	w.s.removeLostGroups()
+	bad := w.s.m.scrubBad.Load()
+	for o := g.objectFrom(0); o != nil; o = g.objectFrom(o.key + 1) {
+		w.s.scrubObject(o)
+	}
+	if w.s.m.scrubBad.Load() != bad && !w.fs.Off() && w.fs.Before == nil {
+		return fmt.Errorf("scrub found rot: %w", errModel)
+	}
+	return nil
+}
+
+// read reads some blocks through a chain of versions.
+func (w *world) read(gid GroupID) error {
+	key, first := MakeKey(1, uint32(w.rng.IntN(worldKeys))), w.rng.IntN(20)
+	var chain []VidGen
+	for vid := Vid(worldVids); vid > 0; vid-- {
+		if w.rng.IntN(3) > 0 || vid == 1 {
+			chain = append(chain, VidGen{vid, uint64(vid) * 10})
+		}
+	}
+	w.note("read %d %v %v from %d", gid, key, chain, first)
+	buf := make([]byte, 4*BlockSize)
+	err := w.s.Group(gid).Read(key, chain, first, 4, buf, nil, false)
+	o := w.h[gid].top().objects[key]
+	for i := 0; i < 4 && o != nil; i++ {
+		b := mBlock{}
+		for k := 0; k < len(chain) && b.state == Absent; k++ {
+			b = o.vids[chain[k].Vid].blocks[first+i]
+		}
+		var bad *BlockError
+		if b.state == Bad && errors.As(err, &bad) {
+			return nil
+		}
+		got := buf[i*BlockSize : (i+1)*BlockSize]
+		if b.state == Bad || err == nil && b.state == Present && !bytes.Equal(got, pattern(b.seed)) || err == nil && b.state != Present && !allZero(got) {
+			return fmt.Errorf("group %d object %v block %d: wrong bytes, %v: %w", gid, key, first+i, err, errModel)
+		}
+	}
+	return err
+}
+
 func (w *world) randomEntry() (e Entry, seeds []uint64) {
-	e.Kind = EntryKind([]int{1, 1, 1, 1, 1, 1, 1, 2, 2, 3, 4, 4, 5, 5, 6, 7, 0}[w.rng.IntN(17)])
+	e.Kind = EntryKind([]int{1, 1, 1, 1, 1, 1, 1, 2, 2, 3, 4, 4, 7, 0}[w.rng.IntN(14)])
+	if w.rng.IntN(100) < w.mood.deletes {
+		e.Kind = EntryKind([]int{5, 5, 6}[w.rng.IntN(3)])
+	}
 	if e.Kind == KindNoop {
 		return e, nil
 	}
@@ -306,6 +388,7 @@ func (w *world) entry(gid GroupID) error {
 	}
 	w.note("group %d %v %v %v vid %d into %d blocks %d+%d", gid, e.Number, e.Kind, e.Key, e.Vid, e.Into, e.First, e.Count)
 	w.h[gid] = append(w.h[gid], top.apply(&e, seeds))
+	w.entries++
 	err := g.Stage(&e)
 	w.undo(gid, err)
 	return err
@@ -428,11 +511,13 @@ func (w *world) copyObject(g *Group, push func(func(*mGroup))) error {
 func (w *world) reopen() error {
 	var err error
 	w.cfg.FS = w.fs
+	w.lives++
 	if w.s, err = Open(w.cfg); err != nil {
 		return fmt.Errorf("open after crash: %w", err)
 	}
 	for gid, h := range w.h {
 		if err := w.match(gid, h); err != nil {
+			abandonStore(w.s) // it is not known what it holds
 			return err
 		}
 	}
@@ -533,8 +618,42 @@ func (w *world) powerCut() error {
 		abandonStore(w.s)
 	}
 	w.fs = image
+	w.cuts++
 	w.note("power cut")
+	if w.rng.IntN(4) == 0 {
+		if err := w.sound(); err != nil {
+			return err
+		}
+	}
+	for w.rng.IntN(3) == 0 { // and again, while the store is being opened
+		w.fs.CutAtSync(1 + w.rng.IntN(12))
+		err := w.reopen()
+		if !w.fs.Off() {
+			w.fs.CutAtSync(1 << 40)
+			return err
+		}
+		if w.s != nil && !w.s.closing.Load() {
+			abandonStore(w.s)
+		}
+		w.fs = w.fs.Cut()
+		w.cuts++
+		w.note("power cut at open")
+	}
 	return w.reopen()
+}
+
+// sound has Check look at what a cut left: it must not find anything that the
+// model did not do.
+func (w *world) sound() error {
+	cfg := w.cfg
+	cfg.FS = w.fs
+	var first error
+	_, err := Check(cfg, func(p Problem) {
+		if first == nil && !strings.Contains(p.What, "marked bad") {
+			first = fmt.Errorf("check after the cut: %v: %w", p, errModel)
+		}
+	})
+	return errors.Join(err, first)
 }
 
 // runWorld runs steps with a cut at the given sync, then some more with
@@ -549,7 +668,7 @@ func runWorld(seed uint64, steps int, cuts ...int) (w *world, err error) {
 			abandonStore(w.s)
 		}
 	}()
-	for _, k := range cuts {
+	for i, k := range cuts {
 		if k > 0 {
 			w.fs.CutAtSync(k)
 		}
@@ -566,6 +685,7 @@ func runWorld(seed uint64, steps int, cuts ...int) (w *world, err error) {
 				return w, fmt.Errorf("before the cut: %w", err)
 			}
 		}
+		w.early = w.early || i == 0 && w.fs.Off()
 		if err := w.powerCut(); err != nil {
 			return w, err
 		}
@@ -583,6 +703,8 @@ var (
 // every k of short ones and random ones of longer ones (rules 1 to 11, 15 to
 // 17).
 func TestModelCuts(t *testing.T) {
+	var entries, cuts, lives int
+	start := time.Now()
 	for seed := *modelFrom; seed < *modelFrom+uint64(*modelSeeds); seed++ {
 		if *modelVerbose {
 			fmt.Println("seed", seed)
@@ -595,19 +717,31 @@ func TestModelCuts(t *testing.T) {
 			}
 			t.Fatalf("seed %d: %v", seed, err)
 		}
+		entries, cuts, lives = entries+w.entries, cuts+w.cuts, lives+w.lives
 	}
+	t.Logf("%d entries, %d power cuts, %d lives in %v", entries, cuts, lives, time.Since(start).Round(time.Second))
 }
 
+var modelEvery = flag.Int("model.every", 3, "short runs that are cut at each of their syncs")
+
+// TestModelEveryCut runs short histories with a cut after the k-th sync for
+// every k there is.
 func TestModelEveryCut(t *testing.T) {
-	for k := 1; k <= 40; k++ {
-		seed := uint64(1000 + k)
-		if w, err := runWorld(seed, 60, k, 10); err != nil {
-			for _, l := range w.trace[max(0, len(w.trace)-40):] {
-				t.Log(l)
+	cuts := 0
+	for seed := uint64(1000); seed < 1000+uint64(*modelEvery); seed++ {
+		for k, hit := 1, true; hit; k++ {
+			w, err := runWorld(seed, 40, k, 10)
+			if err != nil {
+				for _, l := range w.trace[max(0, len(w.trace)-40):] {
+					t.Log(l)
+				}
+				t.Fatalf("seed %d cut %d: %v", seed, k, err)
 			}
-			t.Fatalf("seed %d cut %d: %v", seed, k, err)
+			hit = w.early
+			cuts++
 		}
 	}
+	t.Logf("%d cut points", cuts)
 }
 
 var modelVerbose = flag.Bool("model.verbose", false, "log what the store says")

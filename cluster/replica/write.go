@@ -204,10 +204,14 @@ const roomMargin = 64 << 20
 
 // hasRoom says whether every replica promised space for the entry.
 func (g *group) hasRoom(en *entry) bool {
-	if en.Kind != objstore.KindWrite {
+	need := uint64(len(en.Data)) + roomMargin
+	switch en.Kind {
+	case objstore.KindWrite:
+	case objstore.KindZero: // may need a table; a full replica refuses it only then, so it may take half of the margin
+		need = roomMargin / 2
+	default:
 		return true // frees, trims and merges go on when the disk is full
 	}
-	need := uint64(len(en.Data)) + roomMargin
 	for _, m := range g.members {
 		if m.inSync && m.p.credit.Load() < need {
 			return false
