@@ -33,8 +33,8 @@ func failover(t *testing.T, shared bool, f func(t *testing.T, s *site)) {
 	})
 }
 
-// open opens the disk as soon as it can be had, by a gateway of that name.
-func (s *site) open(gateway string) (*Stream, *client.Client) {
+// reopen opens the disk as soon as it can be had, by a gateway of that name.
+func (s *site) reopen(gateway string) (*Stream, *client.Client) {
 	s.t.Helper()
 	c, _ := s.client(gateway)
 	var err error
@@ -77,7 +77,7 @@ func (s *site) put(d *Stream, off int64, data []byte) {
 // gateway, and then newer ones. The old ones arrive: they change nothing, and are not acknowledged.
 func TestB4StaleRetriedWrite(t *testing.T) {
 	failover(t, false, func(t *testing.T, s *site) {
-		old, _ := s.open("old")
+		old, _ := s.reopen("old")
 		s.put(old, 0, fill(1, 16<<10))
 		s.silence("old", "n0", "n1", "n2")
 		var stale sync.WaitGroup
@@ -93,7 +93,7 @@ func TestB4StaleRetriedWrite(t *testing.T) {
 			})
 		}
 		time.Sleep(100 * time.Millisecond)
-		fresh, _ := s.open("fresh")
+		fresh, _ := s.reopen("fresh")
 		s.put(fresh, 0, fill(2, 16<<10)) // again
 		s.put(fresh, 0, fill(3, 16<<10)) // and newer
 		s.net.HealAll()
@@ -107,7 +107,7 @@ func TestB4StaleRetriedWrite(t *testing.T) {
 func TestB4RetryOfWhatWasPartlyDone(t *testing.T) {
 	for _, deaf := range []string{"n0", "n1", "n2"} {
 		failover(t, false, func(t *testing.T, s *site) {
-			old, _ := s.open("old")
+			old, _ := s.reopen("old")
 			const at = client.ObjectSize - 64<<10
 			for i := range int64(3) {
 				s.put(old, at+i*client.ObjectSize, fill(1, 128<<10))
@@ -123,7 +123,7 @@ func TestB4RetryOfWhatWasPartlyDone(t *testing.T) {
 			time.Sleep(200 * time.Millisecond)
 			s.net.Kill("old")
 			s.silence("old", "n0", "n1", "n2")
-			fresh, _ := s.open("fresh")
+			fresh, _ := s.reopen("fresh")
 			for i := range int64(2) {
 				s.put(fresh, at+i*client.ObjectSize, fill(2, 128<<10))
 			}
@@ -143,20 +143,20 @@ func TestB4RetryOfWhatWasPartlyDone(t *testing.T) {
 // TestB4FlushAfterFailover: what a dead gateway acknowledged and never flushed is covered by a flush through the next one.
 func TestB4FlushAfterFailover(t *testing.T) {
 	failover(t, false, func(t *testing.T, s *site) {
-		old, _ := s.open("old")
+		old, _ := s.reopen("old")
 		for i := range int64(4) {
 			s.put(old, i*client.ObjectSize, fill(byte(i+1), 64<<10))
 		}
 		s.net.Kill("old")
 		s.silence("old", "n0", "n1", "n2")
-		fresh, _ := s.open("fresh")
+		fresh, _ := s.reopen("fresh")
 		if err := fresh.Flush(); err != nil {
 			t.Fatal(err)
 		}
 		s.net.Kill("fresh")
 		s.silence("fresh", "n0", "n1", "n2")
 		s.powerCut()
-		last, _ := s.open("last")
+		last, _ := s.reopen("last")
 		for i := range int64(4) {
 			s.wants(last, i*client.ObjectSize, fill(byte(i+1), 64<<10), "flushed through another gateway, then all lost their power")
 		}
@@ -167,7 +167,7 @@ func TestB4FlushAfterFailover(t *testing.T) {
 // another gateway a disk is not opened at the same time, unless it is shared; then the promise holds there too.
 func TestB4MultiConnAcrossGateways(t *testing.T) {
 	failover(t, false, func(t *testing.T, s *site) {
-		_, c := s.open("one")
+		_, c := s.reopen("one")
 		if info, err := NewBackend(c, BackendOptions{}).Info(context.Background(), "alpha"); err != nil || !info.MultiConn {
 			t.Errorf("%+v, %v", info, err)
 		}
@@ -183,8 +183,8 @@ func TestB4MultiConnAcrossGateways(t *testing.T) {
 		}
 	})
 	failover(t, true, func(t *testing.T, s *site) {
-		one, _ := s.open("one")
-		two, _ := s.open("two")
+		one, _ := s.reopen("one")
+		two, _ := s.reopen("two")
 		for round := range byte(8) {
 			s.put(one, 0, fill(2*round+1, 8192))
 			s.wants(two, 0, fill(2*round+1, 8192), "written through one gateway, read through another")
@@ -200,7 +200,7 @@ func TestB4MultiConnAcrossGateways(t *testing.T) {
 			s.silence(g, "n0", "n1", "n2")
 		}
 		s.powerCut()
-		last, _ := s.open("last")
+		last, _ := s.reopen("last")
 		s.wants(last, client.ObjectSize, fill(99, 8192), "written through one gateway, flushed through another, then all lost their power")
 	})
 }
