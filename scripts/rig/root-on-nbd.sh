@@ -2,14 +2,14 @@
 
 # root_image OUT MIB: an ext4 file system that boots: busybox, e2fsck, witness, /sbin/init.
 root_image() {
-  rm -rf "$W/root"; mkdir -p "$W/root/data" && (cd "$W/root" && gzip -dc "$RIG/initramfs.cpio.gz" | cpio -idm --quiet && rm -f init) || return 1
-  cp "$RIG/witness" "$W/root/bin/witness"
+  rm -rf "$W/rootfs"; mkdir -p "$W/rootfs/data" && (cd "$W/rootfs" && gzip -dc "$RIG/initramfs.cpio.gz" | cpio -idm --quiet && rm -f init) || return 1
+  cp "$RIG/witness" "$W/rootfs/bin/witness"
   # The console's shell must not need the disk that it is there to bring back: it runs from memory.
-  cat >"$W/root/sbin/init" <<'INIT'
+  cat >"$W/rootfs/sbin/init" <<'INIT'
 #!/bin/busybox sh
 exec /run/rescue/busybox sh /run/rescue/console
 INIT
-  cat >"$W/root/sbin/fsck-root" <<'FSCK'
+  cat >"$W/rootfs/sbin/fsck-root" <<'FSCK'
 #!/bin/busybox sh
 bad=$(dmesg | grep -ciE 'I/O error|EXT4-fs error|Other side returned error')
 echo "IO-ERRORS $bad"; [ "$bad" = 0 ] || dmesg | grep -iE 'I/O error|EXT4-fs error|Other side returned error' | head
@@ -18,9 +18,9 @@ echo 3 >/proc/sys/vm/drop_caches
 e2fsck -fn /dev/nbd0 || exit 1
 [ "$bad" = 0 ] && echo FSCK-CLEAN
 FSCK
-  chmod +x "$W/root/sbin/init" "$W/root/sbin/fsck-root"
+  chmod +x "$W/rootfs/sbin/init" "$W/rootfs/sbin/fsck-root"
   rm -f "$1"; truncate -s "$2M" "$1"
-  mke2fs -q -F -t ext4 -L root -J size=8 -E lazy_itable_init=0,root_owner=0:0 -d "$W/root" "$1"
+  mke2fs -q -F -t ext4 -L root -J size=8 -E lazy_itable_init=0,root_owner=0:0 -d "$W/rootfs" "$1"
 }
 
 # root_initrd OUT SHEEP-NBD NODES NAME: the ramdisk that attaches and hands over.
