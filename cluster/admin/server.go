@@ -110,6 +110,7 @@ func NewServer(node LocalNode, log *slog.Logger, requests ...*Latency) *Server {
 // Serve answers on l until Shutdown, or until l is closed. It returns nil after that. Closing l is its owner's affair.
 func (s *Server) Serve(l net.Listener) error {
 	go s.samples.run(s.sampling, s.node)
+	go s.tell(s.sampling)
 	if err := s.http.Serve(newOwnListener(l)); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 		return fmt.Errorf("serve the admin API on %s: %w", l.Addr(), err)
 	}
@@ -174,6 +175,11 @@ func (s *Server) getMap(_ http.ResponseWriter, r *http.Request) (any, error) {
 }
 
 func (s *Server) getStatus(_ http.ResponseWriter, r *http.Request) (any, error) {
+	return s.status(r.Context()), nil
+}
+
+// status is the cluster as this node sees it; where something is missing it asks all nodes.
+func (s *Server) status(ctx context.Context) Status {
 	m := s.node.Map()
 	st := Status{Cluster: m.Cluster, Created: m.Created, Index: m.Index, Epoch: m.Epoch, Epochs: epochsOf(m), Health: HealthOf(m), Settings: m.Settings,
 		Leader: s.node.Leader()}
@@ -182,7 +188,7 @@ func (s *Server) getStatus(_ http.ResponseWriter, r *http.Request) (any, error) 
 	}
 	if st.Health.Full < st.Health.Groups {
 		st.Moving = sum(s.samples.progress(time.Now(), m))
-		for _, n := range s.allNodes(r.Context()) {
+		for _, n := range s.allNodes(ctx) {
 			if n.Self != nil {
 				st.Moving.PerSec += n.Self.CopyPerSec
 			}
@@ -191,9 +197,9 @@ func (s *Server) getStatus(_ http.ResponseWriter, r *http.Request) (any, error) 
 	st.State, st.Text = describe(time.Now(), m, s.node.Cluster(), st.Health, st.Moving)
 	if m.Formatted() && !m.ShutDown && !s.node.Self().Lease {
 		// What was agreed may have moved on: a node that was just started knows its own log only.
-		st.State, st.Text = "waiting", noLease(s.allNodes(r.Context()), s.node.Voters())
+		st.State, st.Text = "waiting", noLease(s.allNodes(ctx), s.node.Voters())
 	}
-	return st, nil
+	return st
 }
 
 func (s *Server) getNode(http.ResponseWriter, *http.Request) (any, error) {
