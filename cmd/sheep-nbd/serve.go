@@ -82,6 +82,9 @@ func (d *disks) close() {
 	d.watcher.Close()
 }
 
+// lateMax is what nodes are behind each other at most when all is well, and then some.
+const lateMax = 500 * time.Millisecond
+
 // connect finds the cluster and the VDI in it.
 func connect(ctx context.Context, o *options, log *slog.Logger) (*disks, error) {
 	host, _ := os.Hostname()
@@ -93,6 +96,10 @@ func connect(ctx context.Context, o *options, log *slog.Logger) (*disks, error) 
 	if err != nil {
 		return nil, connectError{err}
 	}
+	// It may have been made a moment ago, through a node whose map is newer than that of the one asked.
+	late, end := context.WithTimeout(ctx, lateMax)
+	client.WaitFor(late, w, func(m *state.Map) bool { return exists(m, o.target) == nil })
+	end()
 	if err := exists(w.Map(), o.target); err != nil {
 		w.Close()
 		return nil, fmt.Errorf("open VDI %s: %w", o.target, err)
