@@ -24,7 +24,7 @@ func (s *shell) clusterCommand() *cli.Command {
 			&cli.IntFlag{Name: "pgs", Usage: "number of placement groups, a power of two, fixed for ever (default: 2048)"},
 			forceFlag)},
 		{Name: "shutdown", Usage: "stop all nodes cleanly", Flags: withAsk(), Action: s.clusterShutdown},
-		{Name: "set", Usage: "change a setting while the cluster runs", ArgsUsage: "KEY VALUE", Flags: withAsk(), Action: s.clusterSet},
+		{Name: "set", Usage: "change a setting while the cluster runs", Description: settingsHelp(), ArgsUsage: "KEY VALUE", Flags: withAsk(), Action: s.clusterSet},
 		{Name: "check", Usage: "compare all replicas of everything, versions and bytes", Flags: withAsk(), Action: s.clusterCheck},
 		s.recoverCommand(),
 	}}
