@@ -121,6 +121,10 @@ func (g *Group) Objects(above uint64, yield func(ObjectInfo) bool) error {
 		return err
 	}
 	g.mu.Lock()
+	if g.dropped {
+		g.mu.Unlock()
+		return fmt.Errorf("objects of group %d: %w", g.id, ErrDropped)
+	}
 	list := make([]ObjectInfo, 0, len(g.objects))
 	for k, o := range g.objects {
 		if o.exists() && (o.version.LSN > above || above == 0 || o.damaged) {

@@ -127,6 +127,9 @@ func (p *piece) lookup() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for {
+		if g.dropped { // what it held is elsewhere, or nowhere: never zeros
+			return fmt.Errorf("read object %v: group %d: %w", p.key, g.id, ErrDropped)
+		}
 		p.o = g.objects[p.key]
 		if p.o == nil {
 			clear(p.cells[:p.count])
@@ -392,6 +395,10 @@ func (g *Group) ReadSlotOf(key Key, vid Vid, block int, dst []byte) error {
 		o = g.objects[key]
 	}
 	var v *table
+	if g.dropped {
+		g.mu.Unlock()
+		return fmt.Errorf("read object %v: group %d: %w", key, g.id, ErrDropped)
+	}
 	if o != nil {
 		v = o.t.find(vid)
 	}

@@ -66,6 +66,10 @@ func (g *Group) lockLoaded(key Key) (*object, func(), error) {
 	}
 	g.mu.Lock()
 	for {
+		if g.dropped {
+			g.mu.Unlock()
+			return nil, nil, fmt.Errorf("object %v: group %d: %w", key, g.id, ErrDropped)
+		}
 		o := g.objects[key]
 		if o == nil {
 			g.mu.Unlock()

@@ -36,7 +36,7 @@ func (g *group) syncStart(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 		g.deny(c, f, wire.StatusInvalid, []byte("a resync begins after one number"), b)
 		return
 	}
-	if g.ending {
+	if g.ending || g.holdsResync() {
 		g.deny(c, f, wire.StatusBusy, nil, b)
 		return
 	}
@@ -315,7 +315,7 @@ func (g *group) endSyncing(c *wire.Conn, h wire.Header, st *objstore.Group, m *w
 		g.mu.Lock()
 		g.ending = false
 		if err == nil {
-			g.syncing = false
+			g.syncing, g.lost = false, false
 		}
 		g.mu.Unlock()
 	}

@@ -16,11 +16,15 @@ import (
 
 // Config is what an Engine stands on.
 type Config struct {
-	Self    func() state.Member // this node and its incarnation
-	Net     wire.Network
-	Store   func(state.GroupID) *objstore.Store // the group's home disk; nil on a gateway
-	Leased  func() bool                         // this node's lease holds now (R12, R13)
-	Propose func(ctx context.Context, cmd *state.Command) (state.Result, error)
+	Self func() state.Member // this node and its incarnation
+	Net  wire.Network
+	// Store is the group's home disk; nil on a gateway. It is asked when a group is first needed, and again when the disk it was on has failed and the group
+	// is to be brought up to date elsewhere.
+	Store func(state.GroupID) *objstore.Store
+	// LostDisk says that this node once had a disk that it does not have any more: of a group that it has nothing of, it cannot know whether it held something.
+	LostDisk func() bool
+	Leased   func() bool // this node's lease holds now (R12, R13)
+	Propose  func(ctx context.Context, cmd *state.Command) (state.Result, error)
 	// ReportClosed tells the leader that groups hold no unfinished write to a vid that is being frozen (R22).
 	ReportClosed func(r ClosedReport)
 	Logger       *slog.Logger
@@ -74,6 +78,9 @@ type Engine struct {
 	resyncer resyncer
 	closings closings
 	readers  chan struct{}
+
+	disks     sync.Map // *objstore.Store → uint32
+	diskCount atomic.Uint32
 
 	Stats Stats
 }

@@ -37,6 +37,8 @@ type group struct {
 	mu    sync.Mutex // guards what follows
 	agree *state.Group
 	role  role
+	move  *move  // to another of our disks
+	lost  bool   // our copy went with a disk, and nobody has brought this one up to date since: it must not be served
 	fence uint64 // the highest term known: messages of a lower one change nothing (invariant 6)
 
 	// The log: entries are numbered without gaps (R1). Committed means: on every in-sync replica.
@@ -80,6 +82,8 @@ type group struct {
 type member struct {
 	state.Member
 	p       *peer
+	room    *atomic.Uint64 // what its disk can still take; nil: not heard of
+	asked   time.Time      // when it was last asked for that
 	inSync  bool
 	ready   bool // a joiner that is durable and complete: flushes wait for it (R11)
 	live    bool // its position is known: entries are sent to it
@@ -138,6 +142,7 @@ func (g *group) open() bool {
 		g.last = g.st.Last().LSN
 		g.journaled = g.last
 		g.syncing = g.st.Syncing()
+		g.lost = g.lost || g.last == 0 && g.e.cfg.LostDisk != nil && g.e.cfg.LostDisk()
 	}
 	return true
 }
@@ -258,7 +263,7 @@ func (g *group) drop() {
 	if err := g.store.DropGroup(objstore.GroupID(g.id)); err != nil {
 		g.e.log.Error("drop a copy", "group", g.id, "error", err)
 	}
-	g.st, g.store, g.last, g.journaled, g.commit, g.durable, g.syncing = nil, nil, 0, 0, 0, 0, false
+	g.forget()
 }
 
 func hasGroup(s *objstore.Store, id objstore.GroupID) bool {
@@ -413,6 +418,9 @@ func (g *group) tick(now time.Time, seldom bool, b *wire.Batch) {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if g.role == secondary && seldom {
+		g.tellFailed(b)
+	}
 	if g.role == idle || g.role == secondary || g.role == serving && g.atRest() && !g.stalled() {
 		g.busy.Store(false)
 		if g.role != serving || !seldom {

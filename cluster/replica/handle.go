@@ -102,7 +102,7 @@ func (g *group) judge(r *wire.Request, v *view) (verdict, wire.Status) {
 	case g.low(), g.stalled(), g.handTo != state.NoNode, len(g.tail) >= tailMax:
 		return park, 0
 	}
-	if g.copying[key] > 0 {
+	if g.copying[key] > 0 || g.paused() {
 		return park, 0
 	}
 	return proceed, 0

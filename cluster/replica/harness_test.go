@@ -94,12 +94,15 @@ type testNode struct {
 	up    atomic.Bool
 	cut   atomic.Bool // from raft: no new maps, no proposals
 
-	store *objstore.Store
-	e     *Engine
-	mux   *wire.Mux
-	maps  chan *state.Map
-	done  chan struct{}
-	wg    sync.WaitGroup
+	store    *objstore.Store
+	lostDisk bool
+	other    *objstore.Store // a second disk; nil: none
+	homes    sync.Map        // state.GroupID → *objstore.Store, of those not on the first
+	e        *Engine
+	mux      *wire.Mux
+	maps     chan *state.Map
+	done     chan struct{}
+	wg       sync.WaitGroup
 }
 
 var incs, mapDelay atomic.Uint64
@@ -142,10 +145,11 @@ func (n *testNode) start() {
 	n.done = make(chan struct{})
 	self := state.Member{Node: n.id, Inc: n.inc}
 	e := New(Config{
-		Self:   func() state.Member { return self },
-		Net:    h,
-		Store:  func(state.GroupID) *objstore.Store { return store },
-		Leased: n.lease.Load,
+		Self:     func() state.Member { return self },
+		Net:      h,
+		Store:    func(id state.GroupID) *objstore.Store { return n.home(id, store) },
+		LostDisk: func() bool { return n.lostDisk },
+		Leased:   n.lease.Load,
 		Propose: func(ctx context.Context, cmd *state.Command) (state.Result, error) {
 			time.Sleep(3 * time.Millisecond)
 			if n.cut.Load() {
@@ -192,6 +196,17 @@ func (n *testNode) start() {
 	n.tell(n.a.cur())
 }
 
+// home is the disk a group is on.
+func (n *testNode) home(id state.GroupID, first *objstore.Store) *objstore.Store {
+	if s, ok := n.homes.Load(id); ok {
+		return s.(*objstore.Store)
+	}
+	if first.Err() != nil && n.other != nil {
+		return n.other
+	}
+	return first
+}
+
 func (n *testNode) config() objstore.Config {
 	return objstore.Config{Dir: "/d", FS: n.fs, JournalBytesMax: 8 << 20, SegmentBytes: 1 << 20, ReserveBytes: 1 << 20, Logger: testLog()}
 }
@@ -213,6 +228,10 @@ func (n *testNode) end(left func() *simfs.FS) {
 	n.e.Close()
 	n.wg.Wait()
 	n.store.Close()
+	if n.other != nil {
+		n.other.Close()
+		n.other = nil
+	}
 }
 
 // exited is what a guardian reports.

@@ -203,7 +203,7 @@ func (g *group) wanted() *change {
 		g.wantRetire(ch)
 	}
 	switch {
-	case g.role == serving && g.store.Err() != nil: // our disk takes nothing any more: any other member does better
+	case g.store != nil && g.store.Err() != nil: // our disk takes nothing any more: any other member does better
 		ch.To = g.otherMember(agreed)
 		ch.Add, ch.Remove = nil, nil
 	case g.handTo != state.NoNode && g.role == activating:

@@ -17,16 +17,16 @@ const (
 
 // peer is the connection on which this node, as a primary, talks to another node.
 type peer struct {
-	e      *Engine
-	node   state.NodeID
-	credit atomic.Uint64 // bytes it can still take, as it said last (STORE.md rule 19)
-	heard  atomic.Int64  // when it last said anything, as time since start
+	e     *Engine
+	node  state.NodeID
+	heard atomic.Int64 // when it last said anything, as time since start
 
 	mu      sync.Mutex
 	conn    *wire.Conn
 	dialing bool
 	closed  bool
 	tried   time.Time
+	credits map[uint32]*atomic.Uint64 // by disk: bytes it can still take, as it said last (STORE.md rule 19)
 	calls   map[uint64]*call
 	nextID  uint64
 }
@@ -45,8 +45,7 @@ func (e *Engine) peer(id state.NodeID) *peer {
 	defer e.mu.Unlock()
 	p := e.peers[id]
 	if p == nil {
-		p = &peer{e: e, node: id, calls: map[uint64]*call{}}
-		p.credit.Store(1 << 62)
+		p = &peer{e: e, node: id, calls: map[uint64]*call{}, credits: map[uint32]*atomic.Uint64{}}
 		e.peers[id] = p
 	}
 	return p
@@ -183,9 +182,9 @@ func (p *peer) Frame(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 	case f.Kind == wire.KindAcks:
 		credit, list, err := wire.ParseAcks(f.Meta)
 		if err == nil {
-			p.credit.Store(credit)
+			room := p.takeCredit(credit)
 			err = wire.EachGroupPos(list, func(pos wire.GroupPos) {
-				p.e.group(state.GroupID(pos.Group)).acked(p, f.From, pos, b)
+				p.e.group(state.GroupID(pos.Group)).acked(p, f.From, pos, room, b)
 			})
 		}
 		if err != nil {
@@ -329,7 +328,7 @@ func (g *group) send(m *member, en *entry, b *wire.Batch) {
 }
 
 // acked notes what a replica has, and commits what that allows.
-func (g *group) acked(p *peer, inc uint64, pos wire.GroupPos, b *wire.Batch) {
+func (g *group) acked(p *peer, inc uint64, pos wire.GroupPos, room *atomic.Uint64, b *wire.Batch) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.role != serving && g.role != activating || pos.Term < g.granted {
@@ -339,7 +338,7 @@ func (g *group) acked(p *peer, inc uint64, pos wire.GroupPos, b *wire.Batch) {
 		if m.p != p || m.Inc != inc || pos.LSN <= m.acked || pos.LSN > m.sent {
 			continue
 		}
-		m.acked = pos.LSN
+		m.acked, m.room = pos.LSN, room
 		m.owing = time.Time{}
 		if g.change == nil {
 			m.removed = false

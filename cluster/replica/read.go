@@ -64,7 +64,7 @@ func (g *group) read(r *wire.Request, v *view, b *wire.Batch) {
 		g.readLater(r, v, since, granted)
 		return
 	}
-	g.readDone(r, v, err, since, granted, b)
+	g.readDone(r, v, st, err, since, granted, b)
 }
 
 // fetch reads the request's bytes into Dst.
@@ -93,7 +93,7 @@ func (g *group) readLater(r *wire.Request, v *view, since, granted uint64) {
 		var b wire.Batch
 		g.mu.Lock()
 		if g.e.cfg.Leased() {
-			g.readDone(r, v, err, since, granted, &b)
+			g.readDone(r, v, st, err, since, granted, &b)
 		} else {
 			g.refuse(r, wire.StatusBehind, &b)
 		}
@@ -103,12 +103,14 @@ func (g *group) readLater(r *wire.Request, v *view, since, granted uint64) {
 }
 
 // readDone answers a read whose bytes are there. mu is held.
-func (g *group) readDone(r *wire.Request, v *view, err error, since, granted uint64, b *wire.Batch) {
+func (g *group) readDone(r *wire.Request, v *view, st *objstore.Group, err error, since, granted uint64, b *wire.Batch) {
 	first, count := blocksOf(&r.IO)
 	var bad *objstore.BlockError
 	switch lsn := g.uncommitted(objstore.Key(r.IO.Key), first, count, since); {
 	case g.role != serving || g.granted != granted:
 		g.refuse(r, wire.StatusNotPrimary, b)
+	case g.st != st: // moved to another disk meanwhile
+		g.again(r, b)
 	case lsn != 0:
 		g.parkRead(r, lsn, b)
 	case errors.As(err, &bad):

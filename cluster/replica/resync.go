@@ -233,7 +233,9 @@ func (s *resyncer) bring(g *group, x *member, j *joiner, granted uint64, inSet b
 			return err
 		}
 	}
-	x.p.credit.Store(pos.Credit)
+	g.mu.Lock()
+	x.room = x.p.takeCredit(pos.Credit)
+	g.mu.Unlock()
 	if err := r.begin(pos); err != nil {
 		return err
 	}

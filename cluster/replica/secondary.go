@@ -60,6 +60,9 @@ func (g *group) admit(f *wire.Frame, b *wire.Batch) wire.Status {
 	if g.role == serving || g.role == activating { // our own term, from somebody else
 		return wire.StatusOldTerm
 	}
+	if f.Kind == wire.KindSyncStart {
+		g.leaveFailed()
+	}
 	if !g.open() {
 		return wire.StatusGone
 	}
@@ -104,6 +107,12 @@ func (g *group) append(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 		en.Data = nil
 		en.free()
 		g.deny(c, f, s, nil, b)
+		return
+	}
+	if g.paused() { // it comes again in a moment
+		en.Data = nil
+		en.free()
+		g.deny(c, f, wire.StatusBusy, nil, b)
 		return
 	}
 	lsn := en.Number.LSN
@@ -179,8 +188,8 @@ func (g *group) ack(b *wire.Batch) {
 	if g.ackTo == nil || g.ackTerm < g.fence && !g.sameGrant(g.ackFrom, g.ackTerm) {
 		return
 	}
-	var buf [8 + 20]byte
-	meta := wire.AppendAcks(buf[:0], uint64(g.store.Space().Free))
+	var buf [12 + 20]byte
+	meta := wire.AppendAcks(buf[:0], g.credit())
 	pos := wire.GroupPos{Group: uint32(g.id), Term: g.ackTerm, LSN: g.journaled}
 	h := wire.Header{Kind: wire.KindAcks, Group: uint32(g.id), Term: g.ackTerm, From: g.e.self().Inc}
 	g.ackTo.Send(&h, pos.Append(meta), nil, nil)
@@ -237,7 +246,7 @@ func (g *group) position(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 // where describes our copy. mu is held.
 func (g *group) where() *wire.Position {
 	last := g.st.Last()
-	p := &wire.Position{Last: wire.Number(last), Commit: g.commit, Syncing: g.st.Syncing(), Credit: uint64(g.store.Space().Free)}
+	p := &wire.Position{Last: wire.Number(last), Commit: g.commit, Syncing: g.st.Syncing(), Credit: g.credit()}
 	for _, n := range g.st.TermStarts() {
 		p.Terms = append(p.Terms, wire.Number(n))
 	}

@@ -33,6 +33,7 @@ const slowTakeover = 3 * time.Second
 
 // activate begins to take the group over. mu is held.
 func (g *group) activate(b *wire.Batch) {
+	g.unpause()
 	g.role, g.term, g.granted = activating, g.agree.Term, g.agree.Granted
 	g.durable, g.told, g.change, g.handTo = 0, 0, nil, state.NoNode
 	g.takeover = &takeover{began: time.Now(), positions: map[*member]*wire.Position{}, asked: map[*member]*wire.Conn{}}
@@ -109,7 +110,7 @@ func (t *takeover) answered(g *group, m *member, a *wire.Frame, b *wire.Batch) {
 		g.e.early.say(g.e.log, "members did not say where they stand", m.Node, g.id, errors.New(a.Status.String()))
 		g.suspect(m)
 	default:
-		m.p.credit.Store(pos.Credit)
+		m.room = m.p.takeCredit(pos.Credit)
 		m.removed = false
 		t.positions[m] = &pos
 		t.step(g, b)
@@ -129,6 +130,9 @@ func (t *takeover) step(g *group, b *wire.Batch) {
 		if t.positions[m] == nil {
 			return
 		}
+	}
+	if g.lost && len(g.members) == 0 {
+		return // whatever there is of the group, others have it: they are waited for (invariant 3)
 	}
 	last := g.st.Last()
 	if to := t.longer(g, wire.Number(last)); to != state.NoNode && !broken("R7") {
@@ -252,7 +256,7 @@ func (t *takeover) committed(g *group, b *wire.Batch) {
 	if t.mark == 0 || g.commit < t.mark {
 		return
 	}
-	g.role, g.takeover = serving, nil
+	g.role, g.takeover, g.lost = serving, nil, false
 	g.e.Stats.Takeovers.Add(1)
 	g.rerun(b)
 	g.e.resyncer.poke()

@@ -35,7 +35,11 @@ func (e *Engine) Check(ctx context.Context, report func(CheckProgress)) error {
 	p.Groups = len(list)
 	for _, g := range list {
 		c := &check{e: e, g: g, p: &p}
-		if err := c.run(ctx); err != nil {
+		err := c.run(ctx)
+		if errors.Is(err, objstore.ErrDropped) { // it moved to another disk meanwhile
+			err = c.run(ctx)
+		}
+		if err != nil {
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}

@@ -172,6 +172,13 @@ func stateEntry(r *wire.Request, v *view, lo, hi uint32) *entry {
 // number gives the entry the group's next number, puts it into our journal and on its way to every replica, and answers r when it is
 // committed. An entry that cannot be taken by all gets no number (R4). mu is held.
 func (g *group) number(en *entry, r *wire.Request, b *wire.Batch) bool {
+	if g.paused() { // clients' requests are parked before they get here
+		en.free()
+		if r != nil {
+			g.refuse(r, wire.StatusBusy, b)
+		}
+		return false
+	}
 	en.Number = objstore.Number{Term: g.term, LSN: g.last + 1}
 	if !g.hasRoom(en) {
 		en.free()
@@ -212,12 +219,14 @@ func (g *group) hasRoom(en *entry) bool {
 	default:
 		return true // frees, trims and merges go on when the disk is full
 	}
+	ok := true
 	for _, m := range g.members {
-		if m.inSync && m.p.credit.Load() < need {
-			return false
+		if m.inSync && m.room != nil && m.room.Load() < need {
+			g.askRoom(m)
+			ok = false
 		}
 	}
-	return true
+	return ok
 }
 
 // fail refuses a request for what the store said.

@@ -187,15 +187,25 @@ func (m *GroupPos) Append(b []byte) []byte {
 	return le.AppendUint64(b, m.LSN)
 }
 
-// Acks begins with the replica's credit (STORE.md rule 19): bytes it can still take.
-func AppendAcks(b []byte, credit uint64) []byte { return le.AppendUint64(b, credit) }
+// Credit is a replica's promise (STORE.md rule 19): bytes that one of its disks can still take. Disk numbers disks within one process of the node.
+type Credit struct {
+	Bytes uint64
+	Disk  uint32
+}
+
+const creditBytes = 12
+
+// AppendAcks begins the meta of KindAcks with the credit of the disk that the groups in it are on.
+func AppendAcks(b []byte, c Credit) []byte {
+	return le.AppendUint32(le.AppendUint64(b, c.Bytes), c.Disk)
+}
 
 // ParseAcks splits the meta of KindAcks.
-func ParseAcks(b []byte) (credit uint64, list []byte, err error) {
-	if len(b) < 8 {
-		return 0, nil, errShort
+func ParseAcks(b []byte) (c Credit, list []byte, err error) {
+	if len(b) < creditBytes {
+		return c, nil, errShort
 	}
-	return le.Uint64(b), b[8:], nil
+	return Credit{le.Uint64(b), le.Uint32(b[8:])}, b[creditBytes:], nil
 }
 
 // EachGroupPos calls f for every position in b.
@@ -219,14 +229,14 @@ type Position struct {
 	Last    Number
 	Commit  uint64
 	Syncing bool
-	Credit  uint64
+	Credit  Credit
 	Terms   []Number // first number of each term, oldest first
 }
 
 func (m *Position) Append(b []byte) []byte {
 	b = m.Last.Append(b)
 	b = le.AppendUint64(b, m.Commit)
-	b = le.AppendUint64(b, m.Credit)
+	b = AppendAcks(b, m.Credit)
 	s := byte(0)
 	if m.Syncing {
 		s = 1
@@ -239,11 +249,13 @@ func (m *Position) Append(b []byte) []byte {
 }
 
 func (m *Position) Parse(b []byte) error {
-	if len(b) < 33 || (len(b)-33)%16 != 0 {
+	const head = 24 + creditBytes + 1
+	if len(b) < head || (len(b)-head)%16 != 0 {
 		return errShort
 	}
-	*m = Position{Last: Number{le.Uint64(b), le.Uint64(b[8:])}, Commit: le.Uint64(b[16:]), Credit: le.Uint64(b[24:]), Syncing: b[32] == 1}
-	m.Terms = ParseNumbers(b[33:])
+	credit, _, _ := ParseAcks(b[24:])
+	*m = Position{Last: Number{le.Uint64(b), le.Uint64(b[8:])}, Commit: le.Uint64(b[16:]), Credit: credit, Syncing: b[head-1] == 1}
+	m.Terms = ParseNumbers(b[head:])
 	return nil
 }
 
