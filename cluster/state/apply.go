@@ -64,6 +64,8 @@ func (e *edit) run(c *Command) *Error {
 		return e.inService(c.InService)
 	case c.NodeOut != nil:
 		return e.nodeOut(c.NodeOut)
+	case c.Disks != nil:
+		return e.setDisks(c.Disks)
 	case c.Set != nil:
 		return e.set(c.Set)
 	case c.Shutdown != nil:
@@ -114,7 +116,7 @@ func (c *Command) count() int {
 	n := 0
 	for _, set := range [...]bool{
 		c.Format != nil, c.Register != nil, c.Ended != nil, c.InService != nil, c.Resume != nil, c.Sync != nil,
-		c.Recovered != nil, c.NodeOut != nil, c.Set != nil, c.Shutdown != nil, c.AddPool != nil, c.CreateVDI != nil,
+		c.Recovered != nil, c.NodeOut != nil, c.Disks != nil, c.Set != nil, c.Shutdown != nil, c.AddPool != nil, c.CreateVDI != nil,
 		c.DeleteVDI != nil, c.CloseVDI != nil, c.FreezeVDI != nil, c.AbortClose != nil, c.CloneVDI != nil,
 		c.ResizeVDI != nil, c.Collected != nil, c.OpenSess != nil, c.CloseSess != nil, c.Unlock != nil, c.Force != nil,
 	} {

@@ -16,6 +16,7 @@ type Command struct {
 	Sync       *SyncChange `json:"sync,omitempty"`
 	Recovered  *Recovered  `json:"recovered,omitempty"`
 	NodeOut    *NodeOut    `json:"nodeOut,omitempty"`
+	Disks      *Disks      `json:"disks,omitempty"`
 	Set        *Set        `json:"set,omitempty"`
 	Shutdown   *Shutdown   `json:"shutdown,omitempty"`
 	AddPool    *AddPool    `json:"addPool,omitempty"`
@@ -80,6 +81,7 @@ type Register struct {
 	UUID, Addr, Gossip, NBD, Zone string
 	VNodes                        int
 	Disk                          uint64
+	Disks                         []Disk `json:",omitempty"`
 	Cluster                       string // "" for a fresh directory; otherwise must be this cluster's
 	PrevInc                       uint64 // what the directory remembers as its incarnation before Inc
 	// History is what else the directory remembers. The node's last incarnation as this map knows it must be PrevInc or in here, else
@@ -153,6 +155,12 @@ type NodeOut struct {
 	Out    bool
 	Drain  bool
 	Remove bool
+}
+
+// Disks says which disks a node stores on from now on.
+type Disks struct {
+	By    Member
+	Disks []Disk
 }
 
 // Set changes a setting by the name `cluster set` uses.

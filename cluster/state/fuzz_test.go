@@ -40,6 +40,7 @@ func orders() []Command {
 		{Unlock: &Unlock{Name: "s"}},
 		{DeleteVDI: &DeleteVDI{Name: "s", Force: true}},
 		{NodeOut: &NodeOut{Node: 1, Drain: true}},
+		{Disks: &Disks{By: some[0], Disks: []Disk{{"d1", 1 << 30}, {"d2", 1 << 40}}}},
 		{AddPool: &AddPool{Copies: 4}},
 		{Set: &Set{"scrub-speed", "1M"}},
 		{Shutdown: &Shutdown{Down: true}},

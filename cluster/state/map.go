@@ -76,17 +76,24 @@ type Node struct {
 	Addr     string    `json:"addr"` // host:port that peers dial
 	Gossip   string    `json:"gossip"`
 	NBD      string    `json:"nbd"`
-	Zone     string    `json:"zone"`   // "" : the node is a zone of its own
-	VNodes   int       `json:"vnodes"` // weight
-	Disk     uint64    `json:"disk"`   // bytes
-	Inc      uint64    `json:"inc"`    // its current incarnation; 0 before the first
-	Boot     string    `json:"boot"`   // boot id of its machine at registration
-	Up       bool      `json:"up"`     // in service: the current incarnation had a lease as far as the leader knew
-	Ended    bool      `json:"ended"`  // the current incarnation is over for good: it gets no lease again, the node registers a new one
-	Since    time.Time `json:"since"`  // of Up's last change
-	Out      bool      `json:"out"`    // its groups are given to others (rebuild-after passed, drained or removed)
+	Zone     string    `json:"zone"`            // "" : the node is a zone of its own
+	VNodes   int       `json:"vnodes"`          // weight
+	Disk     uint64    `json:"disk"`            // bytes of all its disks
+	Disks    []Disk    `json:"disks,omitempty"` // those that it stores on now (STORE.md rule 21)
+	Inc      uint64    `json:"inc"`             // its current incarnation; 0 before the first
+	Boot     string    `json:"boot"`            // boot id of its machine at registration
+	Up       bool      `json:"up"`              // in service: the current incarnation had a lease as far as the leader knew
+	Ended    bool      `json:"ended"`           // the current incarnation is over for good: it gets no lease again, the node registers a new one
+	Since    time.Time `json:"since"`           // of Up's last change
+	Out      bool      `json:"out"`             // its groups are given to others (rebuild-after passed, drained or removed)
 	Draining bool      `json:"draining"`
 	Removed  bool      `json:"removed"`
+}
+
+// Disk is one of a node's, by the identity that lies on it. A disk belongs to one node.
+type Disk struct {
+	UUID  string `json:"uuid"`
+	Bytes uint64 `json:"bytes"`
 }
 
 // Group is one placement group (PG).

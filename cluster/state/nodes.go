@@ -19,6 +19,9 @@ func (e *edit) register(c *Register) *Error {
 		return refuse(Wrong, "the directory belongs to cluster %s, this one is %q", c.Cluster, e.m.Cluster)
 	}
 	n := e.m.NodeByUUID(c.UUID)
+	if err := e.checkDisks(n, c.Disks); err != nil {
+		return err
+	}
 	if n == nil {
 		return e.newNode(c)
 	}
@@ -75,6 +78,7 @@ func (e *edit) update(id NodeID, c *Register) {
 	n := e.node(id)
 	moved := n.Zone != c.Zone || n.VNodes != c.VNodes
 	n.Addr, n.Gossip, n.NBD, n.Zone, n.VNodes, n.Disk, n.Inc, n.Boot = c.Addr, c.Gossip, c.NBD, c.Zone, c.VNodes, c.Disk, c.Inc, c.Boot
+	n.Disks = slices.Clone(c.Disks)
 	if moved {
 		e.retarget()
 	}
