@@ -175,3 +175,47 @@ func ReadIdentity(cfg Config) (Identity, error) {
 	}
 	return parseIdentity(b)
 }
+
+const retiredName = "identity.removed"
+
+// Retire makes a directory whose store is closed, and held nothing any more, no
+// store: its identity gets another name, durably, and its journal's space is
+// given back. It may be called again after a crash.
+func Retire(cfg Config) error {
+	vf := cfg.FS
+	if vf == nil {
+		vf = vfs.OS{}
+	}
+	err := vf.Rename(filepath.Join(cfg.Dir, "identity"), filepath.Join(cfg.Dir, retiredName))
+	if errors.Is(err, fs.ErrNotExist) {
+		_, err = Retired(cfg)
+	}
+	if err == nil {
+		err = vf.SyncDir(cfg.Dir)
+	}
+	if err != nil {
+		return fmt.Errorf("retire store %s: %w", cfg.Dir, err)
+	}
+	vf.Remove(filepath.Join(cfg.Dir, "reserve"))
+	names, _ := vf.ReadDir(filepath.Join(cfg.Dir, "journal"))
+	for _, n := range names {
+		vf.Remove(filepath.Join(cfg.Dir, "journal", n))
+	}
+	return nil
+}
+
+// Retired says whose store a directory was before it was retired.
+func Retired(cfg Config) (Identity, error) {
+	vf := cfg.FS
+	if vf == nil {
+		vf = vfs.OS{}
+	}
+	b, err := readNamed(vf, filepath.Join(cfg.Dir, retiredName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return Identity{}, fmt.Errorf("%s: %w", cfg.Dir, ErrNotStore)
+	}
+	if err != nil {
+		return Identity{}, err
+	}
+	return parseIdentity(b)
+}

@@ -75,13 +75,22 @@ type Self struct {
 
 // Disk is one data directory.
 type Disk struct {
+	ID    string `json:"id"`
 	Path  string `json:"path"`
 	Size  uint64 `json:"size"`
 	Used  uint64 `json:"used"`
 	Avail uint64 `json:"avail"`
 	Fault string `json:"fault,omitempty"` // it failed, with why
 	Full  bool   `json:"full,omitempty"`  // writes get ENOSPC
-	Scrub Scrub  `json:"scrub"`
+	Near  bool   `json:"near,omitempty"`  // it will be full soon: less than a sixteenth is left, or it is
+	// Inodes that are left; negative where the file system does not count them.
+	Inodes int64 `json:"inodes"`
+	// State: ok, near full, full, filling (new, its groups are being moved to it), removing, failed.
+	State  string `json:"state"`
+	Note   string `json:"note,omitempty"`  // why it does not get on
+	Groups int    `json:"groups"`          // whose copies it holds
+	Total  int    `json:"total,omitempty"` // removing: that it held when that began
+	Scrub  Scrub  `json:"scrub"`
 }
 
 // Scrub says how far the slow check of everything on a disk is.
@@ -100,6 +109,11 @@ func (s *Self) Space() (size, used, avail uint64) {
 		size, used, avail = size+d.Size, used+d.Used, avail+d.Avail
 	}
 	return size, used, avail
+}
+
+// DiskRequest is the body of /v1/disk/add and /v1/disk/remove.
+type DiskRequest struct {
+	Disk string `json:"disk"` // its directory; to remove it its id will do
 }
 
 // Usage is what VDIs hold, by vid, each counted once (not once per copy).

@@ -175,6 +175,16 @@ func (c *Client) Stop(ctx context.Context) error {
 	return c.ask(ctx, http.MethodPost, "/v1/stop", struct{}{}, nil)
 }
 
+// AddDisk gives the node asked another disk, a directory of its machine.
+func (c *Client) AddDisk(ctx context.Context, dir string) error {
+	return c.ask(ctx, http.MethodPost, "/v1/disk/add", DiskRequest{dir}, nil)
+}
+
+// RemoveDisk has the node asked move everything off a disk and let it go; Node shows how far that is.
+func (c *Client) RemoveDisk(ctx context.Context, disk string) error {
+	return c.ask(ctx, http.MethodPost, "/v1/disk/remove", DiskRequest{disk}, nil)
+}
+
 // Check has all replicas compared, or those of the node's own primaries; event is called for each line.
 func (c *Client) Check(ctx context.Context, self bool, event func(CheckEvent)) error {
 	path := "/v1/check"

@@ -12,6 +12,8 @@
 //	POST /v1/check           compare all replicas: a stream of JSON lines (CheckEvent); ?self=1 only this node's primaries
 //	POST /v1/shutdown        stop every node, this one last
 //	POST /v1/stop            stop this node
+//	POST /v1/disk/add        take a directory in as another disk of this node
+//	POST /v1/disk/remove     move everything off a disk of this node and let it go; /v1/node shows how far that is
 //	GET  /metrics            Prometheus
 //
 // An error is a JSON object {"code", "error"} with a fitting HTTP status; Client turns it back into an error that wraps fs.ErrExist,

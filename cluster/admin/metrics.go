@@ -23,6 +23,13 @@ var (
 	descRoles    = prometheus.NewDesc("sheepdog_node_groups", "Placement groups by this node's role in them.", []string{"role"}, nil)
 	descSpace    = prometheus.NewDesc("sheepdog_disk_bytes", "Space of a disk.", []string{"disk", "kind"}, nil)
 	descFailed   = prometheus.NewDesc("sheepdog_disk_failed", "1 if the disk has failed.", []string{"disk"}, nil)
+	descFull     = prometheus.NewDesc("sheepdog_disk_full", "1 if the disk is full and writes get ENOSPC.", []string{"disk"}, nil)
+	descNear     = prometheus.NewDesc("sheepdog_disk_near_full", "1 if the disk is full or will be soon.", []string{"disk"}, nil)
+	descInodes   = prometheus.NewDesc("sheepdog_disk_inodes_free", "Inodes that are left on the disk's file system, where it counts them.", []string{"disk"}, nil)
+	descOnDisk   = prometheus.NewDesc("sheepdog_disk_groups", "Placement groups whose copies are on the disk.", []string{"disk"}, nil)
+	descScrubbed = prometheus.NewDesc("sheepdog_scrub_blocks_total", "Blocks that the scrub has read since the start.", []string{"disk"}, nil)
+	descScrubBad = prometheus.NewDesc("sheepdog_scrub_bad_total", "Bad blocks and tables that the scrub has found since the start.", []string{"disk"}, nil)
+	descRounds   = prometheus.NewDesc("sheepdog_scrub_rounds_total", "Whole passes of the scrub since the start.", []string{"disk"}, nil)
 	descRecovery = prometheus.NewDesc("sheepdog_recovery_groups", "Groups of nodes that are being brought up to date, by what is done.", []string{"what"}, nil)
 	descRecNodes = prometheus.NewDesc("sheepdog_recovery_nodes", "Nodes that are being brought up to date.", nil, nil)
 	descCopied   = prometheus.NewDesc("sheepdog_recovery_bytes_total", "Bytes that this node has copied to others to bring them up to date.", nil, nil)
@@ -30,7 +37,7 @@ var (
 )
 
 func (c collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descNode, descLease, descLeader, descIndex, descEpoch, descGroups, descRoles, descSpace, descFailed,
+	for _, d := range []*prometheus.Desc{descNode, descLease, descLeader, descIndex, descEpoch, descGroups, descRoles, descSpace, descFailed, descFull, descNear, descInodes, descOnDisk, descScrubbed, descScrubBad, descRounds,
 		descRecovery, descRecNodes, descCopied, descCounter} {
 		ch <- d
 	}
@@ -65,6 +72,15 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		gauge(descSpace, float64(d.Used), d.Path, "used")
 		gauge(descSpace, float64(d.Avail), d.Path, "avail")
 		gauge(descFailed, number(d.Fault != ""), d.Path)
+		gauge(descFull, number(d.Full), d.Path)
+		gauge(descNear, number(d.Near), d.Path)
+		if d.Inodes >= 0 {
+			gauge(descInodes, float64(d.Inodes), d.Path)
+		}
+		gauge(descOnDisk, float64(d.Groups), d.Path)
+		for desc, v := range map[*prometheus.Desc]int64{descScrubbed: d.Scrub.Blocks, descScrubBad: d.Scrub.Bad, descRounds: d.Scrub.Rounds} {
+			ch <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(v), d.Path)
+		}
 	}
 	p := sum(lacking(m))
 	gauge(descRecNodes, float64(p.Nodes))

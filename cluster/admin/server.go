@@ -44,6 +44,10 @@ type LocalNode interface {
 	Usage() Usage
 	// Check compares the replicas of all groups that this node is primary of. It returns nil when it came to the end, findings or not.
 	Check(ctx context.Context, event func(CheckEvent)) error
+	// AddDisk takes a directory in as another disk; nil once it is the node's.
+	AddDisk(ctx context.Context, dir string) error
+	// RemoveDisk begins to move a disk's groups to others; Self shows how far that is.
+	RemoveDisk(disk string) error
 	// Stop begins a clean stop of this node and returns at once.
 	Stop()
 }
@@ -95,6 +99,8 @@ func NewServer(node LocalNode, log *slog.Logger, requests ...*Latency) *Server {
 	handle("POST /v1/format", s.postFormat)
 	handle("POST /v1/shutdown", s.postShutdown)
 	handle("POST /v1/stop", s.postStop)
+	handle("POST /v1/disk/add", s.postDiskAdd)
+	handle("POST /v1/disk/remove", s.postDiskRemove)
 	mux.HandleFunc("POST /v1/check", s.postCheck)
 	mux.Handle("GET /metrics", metricsHandler(node, requests, log))
 	s.http = &http.Server{
@@ -312,5 +318,29 @@ func (s *Server) postFormat(w http.ResponseWriter, r *http.Request) (any, error)
 
 func (s *Server) postStop(http.ResponseWriter, *http.Request) (any, error) {
 	s.node.Stop()
+	return map[string]bool{"ok": true}, nil
+}
+
+func (s *Server) postDiskAdd(w http.ResponseWriter, r *http.Request) (any, error) {
+	var d DiskRequest
+	if err := body(w, r, &d); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeoutCause(r.Context(), proposeWait, errTooSlow)
+	defer cancel()
+	if err := s.node.AddDisk(ctx, d.Disk); err != nil {
+		return nil, err
+	}
+	return map[string]bool{"ok": true}, nil
+}
+
+func (s *Server) postDiskRemove(w http.ResponseWriter, r *http.Request) (any, error) {
+	var d DiskRequest
+	if err := body(w, r, &d); err != nil {
+		return nil, err
+	}
+	if err := s.node.RemoveDisk(d.Disk); err != nil {
+		return nil, err
+	}
 	return map[string]bool{"ok": true}, nil
 }

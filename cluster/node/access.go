@@ -54,6 +54,9 @@ func (n *Node) HTTP() net.Listener { return n.http }
 // Stores are the node's disks; none before it belongs to a cluster, or if it is a gateway.
 func (n *Node) Stores() []*objstore.Store { return n.stores.all() }
 
+// Disks are the node's disks, those that have failed among them.
+func (n *Node) Disks() []DiskInfo { return n.stores.infos() }
+
 // Leased says whether this node may serve now.
 func (n *Node) Leased() bool { return n.holder.Valid() }
 

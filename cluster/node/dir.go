@@ -42,12 +42,16 @@ type identity struct {
 	Incarnations []uint64 `json:"incarnations"`
 	// Disks are the stores that were made for this node. One that is missing took what it held with it, so the node must not come back as if it were whole.
 	Disks []knownDisk `json:"disks,omitempty"`
+	// Gone are disks that were removed from this node. One that turns up again has nothing to say.
+	Gone []string `json:"gone,omitempty"`
 }
 
 // knownDisk is a store of this node: who it is, and where it was last.
 type knownDisk struct {
-	UUID string `json:"uuid"`
-	Dir  string `json:"dir"`
+	UUID  string    `json:"uuid"`
+	Dir   string    `json:"dir"`
+	State DiskState `json:"state,omitempty"`
+	Why   string    `json:"why,omitempty"` // DiskFailed: what the disk said
 }
 
 // dir is a node's first directory, locked.
@@ -222,7 +226,7 @@ func (d *dir) get() identity {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	id := d.id
-	id.Incarnations, id.Disks = slices.Clone(id.Incarnations), slices.Clone(id.Disks)
+	id.Incarnations, id.Disks, id.Gone = slices.Clone(id.Incarnations), slices.Clone(id.Disks), slices.Clone(id.Gone)
 	return id
 }
 
@@ -231,7 +235,7 @@ func (d *dir) change(f func(*identity)) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	id := d.id
-	id.Incarnations, id.Disks = slices.Clone(id.Incarnations), slices.Clone(id.Disks)
+	id.Incarnations, id.Disks, id.Gone = slices.Clone(id.Incarnations), slices.Clone(id.Disks), slices.Clone(id.Gone)
 	f(&id)
 	if err := d.write(id); err != nil {
 		return err

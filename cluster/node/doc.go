@@ -26,6 +26,16 @@
 //	epoch/node.json    identity: uuid, cluster, incarnations, disks (dir.go)
 //	epoch/raft/        raft's log and snapshots
 //
+// Its disks are those of node.json: named on the command line at the first start or added later (disks.go). What a disk is:
+//
+//	          add                  its share of the groups has come
+//	(none) ────────▶ filling ─────────────────────────────────────▶ in use
+//	                    │ remove                                       │ remove
+//	                    └──────────────────▶ removing ◀────────────────┘
+//	                                            │ no group is left on it
+//	    any ──▶ failed: a write or a sync was   ▼
+//	            refused; until it is removed   (none), remembered as gone
+//
 // # Goroutines
 //
 //	accept     frame connections             live      admission, registration, incarnations
@@ -33,6 +43,7 @@
 //	follow     hands the map to the engine   guardian  keeps the guardian informed (if there is one)
 //	watch      one for each follower of the map (at most watchersMax)
 //	control    one for each request that has to wait (at most controlsMax)
+//	moveGroups between the node's disks, and notices disks that fail (moves.go)
 //
 // All end with Stop.
 package node

@@ -142,7 +142,7 @@ func (n *Node) newRegistration() (*registration, error) {
 		return nil, err
 	}
 	r := state.Register{UUID: known.UUID, Addr: n.addr, Gossip: n.cfg.gossipAddr(), NBD: n.cfg.NBD, Zone: n.cfg.Zone, VNodes: n.cfg.VNodes,
-		Disk: n.stores.bytes(), Inc: inc, Boot: n.cfg.BootID, History: known.Incarnations}
+		Disk: n.stores.bytes(), Disks: n.stores.registered(), Inc: inc, Boot: n.cfg.BootID, History: known.Incarnations}
 	if k := len(known.Incarnations); k > 0 {
 		r.PrevInc = known.Incarnations[k-1]
 	}

@@ -132,7 +132,7 @@ func (n *Node) start() (err error) {
 	if err != nil {
 		return err
 	}
-	n.engine = replica.New(replica.Config{Self: n.Self, Net: n.cfg.Net, Store: n.stores.home, Leased: n.holder.Valid,
+	n.engine = replica.New(replica.Config{Self: n.Self, Net: n.cfg.Net, Store: n.stores.home, LostDisk: n.stores.lostDisk, Leased: n.holder.Valid,
 		Propose: n.Propose, ReportClosed: n.reportClosed, Logger: n.log})
 	if err = n.startGossip(id); err != nil {
 		return err
@@ -142,6 +142,7 @@ func (n *Node) start() (err error) {
 	n.wg.Go(n.follow)
 	n.wg.Go(n.renew)
 	n.wg.Go(n.live)
+	n.wg.Go(n.moveGroups)
 	if len(n.cfg.Guardian) > 0 {
 		if n.guard, err = guard.Start(n.cfg.Guardian, n.log); err != nil {
 			return err

@@ -177,8 +177,22 @@ func TestR5MissingDiskIsRefused(t *testing.T) {
 		t.Errorf("%d stores are open", got)
 	}
 	stop(t, n)
+	// One that is not named any more is looked for where it was last.
 	cfg.Dirs = cfg.Dirs[:2]
+	n = startNode(t, cfg)
+	eventually(t, 10*time.Second, "it serves", allServe(n))
+	if got := len(n.Stores()); got != 3 {
+		t.Errorf("%d stores are open", got)
+	}
+	stop(t, n)
+	away := filepath.Join(dir, "away")
+	if err := os.Rename(elsewhere, away); err != nil {
+		t.Fatal(err)
+	}
 	refusedAtStart(t, cfg, "last seen in "+elsewhere)
+	if err := os.Rename(away, elsewhere); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.CopyFS(filepath.Join(dir, "copy"), os.DirFS(second)); err != nil {
 		t.Fatal(err)
 	}

@@ -1,11 +1,12 @@
 package node
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
+	"hash/fnv"
 	"log/slog"
-	"math/bits"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,45 +23,83 @@ import (
 // stores are the node's disks. They are opened, or made, once the node belongs to a cluster.
 type stores struct {
 	cfg     objstore.Config
-	dirs    []string
-	self    *dir // the node's, which remembers its disks
-	gateway bool // no further disk is made
+	named   []string // the directories that the node was started with
+	self    *dir     // the node's, which remembers its disks
+	gateway bool     // no further disk is made
 	log     *slog.Logger
-	locks   []io.Closer // of the directories but the first, whose lock is the node's
 
-	list  atomic.Pointer[[]*objstore.Store] // nil until open
-	homes sync.Map                          // state.GroupID → *objstore.Store, where there are several disks
+	opMu  sync.Mutex          // one change of the list at a time; guards locks
+	locks map[string]*os.File // of the directories but the node's own
+	list  atomic.Pointer[[]*disk]
+	homes sync.Map // state.GroupID → *objstore.Store
+	wake  chan struct{}
+}
+
+// disk is one of the node's. It is not changed: another takes its place in the list.
+type disk struct {
+	knownDisk
+	store *objstore.Store // nil: it failed in an earlier life
+	total int             // groups that were on it when its removal began, or this process began
+	stuck string          // why its groups cannot leave it now
+}
+
+// usable says that groups may be given a place on it.
+func (d *disk) usable() bool {
+	return d.store != nil && d.store.Err() == nil && d.State != DiskRemoving && d.State != DiskFailed
 }
 
 // newStores refuses disks that cannot be this node's, locks the further directories and makes sure that a store can live in each.
 func newStores(cfg Config, self *dir) (*stores, error) {
-	s := &stores{cfg: cfg.Store, dirs: cfg.Dirs, self: self, gateway: cfg.VNodes == 0, log: cfg.Logger}
-	id := self.get()
-	if s.gateway && len(id.Disks) == 0 {
-		s.dirs = nil
+	s := &stores{cfg: cfg.Store, self: self, gateway: cfg.VNodes == 0, log: cfg.Logger, locks: map[string]*os.File{}, wake: make(chan struct{}, 1)}
+	for _, d := range cfg.Dirs {
+		if s.cfg.FS == nil {
+			if abs, err := filepath.Abs(d); err == nil {
+				d = abs
+			}
+		}
+		s.named = append(s.named, d)
 	}
 	// First of all: nothing is written to a directory whose disk is not mounted.
-	if _, err := s.check(id.Cluster); err != nil {
+	disks, err := s.check(self.get().Cluster)
+	if err != nil {
 		return nil, err
 	}
 	if s.cfg.FS != nil { // a simulation's: nobody else has it
 		return s, nil
 	}
-	for i, d := range s.dirs {
-		if i > 0 {
-			lock, err := lockDir(vfs.OS{}, d)
-			if err != nil {
-				s.unlock()
-				return nil, err
-			}
-			s.locks = append(s.locks, lock)
+	for _, f := range disks {
+		if f.dir == s.named[0] {
+			continue
 		}
-		if err := probeXattr(d); err != nil {
+		if err := s.claim(f.dir); err != nil {
+			s.unlock()
+			return nil, err
+		}
+	}
+	if len(disks) > 0 && disks[0].dir == s.named[0] {
+		if err := probeXattr(s.named[0]); err != nil {
 			s.unlock()
 			return nil, err
 		}
 	}
 	return s, nil
+}
+
+// claim locks a directory that is not the node's own, and sees whether objects can live there.
+func (s *stores) claim(dir string) error {
+	if s.locks[dir] != nil {
+		return nil
+	}
+	lock, err := lockDir(dir)
+	if err != nil {
+		return err
+	}
+	if err := probeXattr(dir); err != nil {
+		lock.Close()
+		return err
+	}
+	s.locks[dir] = lock
+	return nil
 }
 
 // probeXattr says early, and not when a cluster is formed, that a file system cannot hold objects.
@@ -83,37 +122,91 @@ type found struct {
 	disk string // the store's identity; "": there is none
 }
 
-// check refuses, before the node takes part in anything, disks of another cluster or node, and a node that lacks one of its own: what that one held would
-// be gone without a word, and where all members of a group restarted this node could resume it empty (R5, R6).
+// check finds the node's disks, and refuses, before the node takes part in anything, disks of another cluster or node, and a node that lacks one of its own: what
+// that one held would be gone without a word, and where all members of a group restarted this node could resume it empty (R5, R6). Looked at are the
+// directories named at the start and those where disks were last; disks that failed or were removed are left alone.
 func (s *stores) check(cluster string) ([]found, error) {
 	self := s.self.get()
-	list := make([]found, 0, len(s.dirs))
+	known := map[string]knownDisk{}
+	for _, k := range self.Disks {
+		known[k.UUID] = k
+	}
+	var list []found
 	at := map[string]string{} // disk → dir
-	for _, d := range s.dirs {
-		id, err := objstore.ReadIdentity(s.config(d))
+	look := func(dir string, named bool) error {
+		id, err := s.identity(dir)
+		if err != nil {
+			return err
+		}
 		switch {
-		case errors.Is(err, objstore.ErrNotStore) || errors.Is(err, os.ErrNotExist):
-		case err != nil:
-			return nil, err
+		case id.Disk == "" && (!named || s.gateway || s.retired(dir, self)):
+			return nil
+		case id.Disk == "":
+			list = append(list, found{dir: dir})
+			return nil
 		case id.Cluster != cluster:
-			return nil, fmt.Errorf("directory %s belongs to cluster %s, this node to %q", d, id.Cluster, cluster)
+			return fmt.Errorf("directory %s belongs to cluster %s, this node to %q", dir, id.Cluster, cluster)
 		case id.Node != "" && id.Node != self.UUID:
-			return nil, fmt.Errorf("directory %s belongs to node %s, this is node %s", d, id.Node, self.UUID)
+			return fmt.Errorf("directory %s belongs to node %s, this is node %s", dir, id.Node, self.UUID)
 		case at[id.Disk] != "":
-			return nil, fmt.Errorf("directories %s and %s hold the same disk %s: one is a copy", at[id.Disk], d, id.Disk)
+			return fmt.Errorf("directories %s and %s hold the same disk %s: one is a copy", at[id.Disk], dir, id.Disk)
+		case slices.Contains(self.Gone, id.Disk):
+			s.log.Warn("this disk was removed from the node and is left alone: empty it, then `sheep node disk add` takes it in again", "dir", dir, "disk", id.Disk)
+			return nil
+		case known[id.Disk].State == DiskFailed:
+			s.log.Warn("this disk has failed and is left alone: `sheep node disk remove` lets it go", "dir", dir, "disk", id.Disk, "why", known[id.Disk].Why)
+			at[id.Disk] = dir
+			return nil
 		}
-		if id.Disk != "" {
-			at[id.Disk] = d
+		at[id.Disk] = dir
+		list = append(list, found{dir, id.Disk})
+		return nil
+	}
+	for _, d := range s.named {
+		if err := look(d, true); err != nil {
+			return nil, err
 		}
-		list = append(list, found{d, id.Disk})
 	}
 	for _, k := range self.Disks {
-		if at[k.UUID] == "" {
-			return nil, fmt.Errorf("disk %s of this node, last seen in %s, is not there: mount it and name its directory; "+
-				"if it is lost for good, remove this node from the cluster and let it join anew with empty directories", k.UUID, k.Dir)
+		if at[k.UUID] != "" || k.State == DiskFailed || slices.Contains(s.named, k.Dir) {
+			continue
+		}
+		if err := look(k.Dir, false); err != nil {
+			return nil, err
 		}
 	}
+	for _, k := range self.Disks {
+		if at[k.UUID] != "" || k.State == DiskFailed {
+			continue
+		}
+		if k.State == DiskRemoving {
+			if id, err := objstore.Retired(s.config(k.Dir)); err == nil && id.Disk == k.UUID {
+				continue // its removal was all but complete
+			}
+		}
+		return nil, fmt.Errorf("disk %s of this node, last seen in %s, is not there: mount it and name its directory; "+
+			"if it is lost for good, remove this node from the cluster and let it join anew with empty directories", k.UUID, k.Dir)
+	}
 	return list, nil
+}
+
+// identity reads whose store a directory is; no store is no error.
+func (s *stores) identity(dir string) (objstore.Identity, error) {
+	id, err := objstore.ReadIdentity(s.config(dir))
+	if errors.Is(err, objstore.ErrNotStore) || errors.Is(err, os.ErrNotExist) {
+		return objstore.Identity{}, nil
+	}
+	return id, err
+}
+
+// retired says that a directory was a disk of this node, which was removed.
+func (s *stores) retired(dir string, self identity) bool {
+	id, err := objstore.Retired(s.config(dir))
+	if err != nil || id.Node != self.UUID {
+		return false
+	}
+	s.log.Info("this directory was a disk of the node and was removed: `sheep node disk add` takes it in again", "dir", dir, "disk", id.Disk)
+	return true
 }
 
 func (s *stores) config(dir string) objstore.Config {
@@ -124,15 +217,14 @@ func (s *stores) config(dir string) objstore.Config {
 
 // open opens every disk's store, all at once, making those that are not there yet.
 func (s *stores) open(cluster string) error {
-	if s.list.Load() != nil || len(s.dirs) == 0 {
+	s.opMu.Lock()
+	defer s.opMu.Unlock()
+	if s.list.Load() != nil {
 		return nil
 	}
 	disks, err := s.check(cluster)
 	if err != nil {
 		return err
-	}
-	if s.gateway { // it has disks from before it became one, and gives up what is on them
-		disks = slices.DeleteFunc(disks, func(f found) bool { return f.disk == "" })
 	}
 	if err := forAll(disks, func(i int) error { return s.create(&disks[i], cluster) }); err != nil {
 		return err
@@ -140,21 +232,74 @@ func (s *stores) open(cluster string) error {
 	if err := s.remember(disks); err != nil { // before anything is written to them
 		return err
 	}
-	list := make([]*objstore.Store, len(disks))
+	opened := make([]*objstore.Store, len(disks))
 	err = forAll(disks, func(i int) (err error) {
-		list[i], err = objstore.Open(s.config(disks[i].dir))
+		opened[i], err = objstore.Open(s.config(disks[i].dir))
 		return err
 	})
+	if err == nil {
+		err = settle(opened, s.log)
+	}
 	if err != nil {
-		for _, st := range list {
+		for _, st := range opened {
 			if st != nil {
 				st.Close()
 			}
 		}
 		return err
 	}
+	var list []*disk
+	for _, k := range s.self.get().Disks {
+		d := &disk{knownDisk: k}
+		for i := range disks {
+			if disks[i].disk == k.UUID {
+				d.store = opened[i]
+				d.total = len(opened[i].Groups())
+				for _, id := range opened[i].Groups() {
+					s.homes.Store(state.GroupID(id), opened[i])
+				}
+			}
+		}
+		list = append(list, d)
+	}
 	s.list.Store(&list)
 	return nil
+}
+
+// settle leaves one copy of each group: a move that was cut short left two (STORE.md rule 21). A whole one counts before a mixture, then the longer one.
+func settle(opened []*objstore.Store, log *slog.Logger) error {
+	at := map[objstore.GroupID]*objstore.Store{}
+	dirty := map[*objstore.Store]bool{}
+	for _, st := range opened {
+		for _, id := range st.Groups() {
+			keep, drop := st, at[id]
+			if drop != nil {
+				if better(drop.Group(id), keep.Group(id)) {
+					keep, drop = drop, keep
+				}
+				log.Info("a second copy of a group is discarded", "group", uint32(id), "disk", drop.Identity().Disk, "kept", keep.Identity().Disk)
+				if err := drop.DropGroup(id); err != nil {
+					return err
+				}
+				dirty[drop] = true
+			}
+			at[id] = keep
+		}
+	}
+	for st := range dirty {
+		if err := st.SyncWait(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func better(a, b *objstore.Group) bool {
+	if a.Syncing() != b.Syncing() {
+		return b.Syncing()
+	}
+	x, y := a.Last(), b.Last()
+	return x.Term > y.Term || x.Term == y.Term && x.LSN >= y.LSN
 }
 
 // forAll calls f for every disk at once.
@@ -181,85 +326,134 @@ func (s *stores) create(f *found, cluster string) error {
 	return nil
 }
 
-// remember makes it durable that these are the node's disks, and where they are.
+// remember makes it durable that these are the node's disks, and where they are. Disks that failed stay; those whose removal was all but complete go.
 func (s *stores) remember(disks []found) error {
-	known := make([]knownDisk, len(disks))
-	for i, f := range disks {
-		known[i] = knownDisk{UUID: f.disk, Dir: f.dir}
+	was := s.self.get()
+	var now []knownDisk
+	gone := was.Gone
+	for _, f := range disks {
+		k := knownDisk{UUID: f.disk}
+		if i := slices.IndexFunc(was.Disks, func(k knownDisk) bool { return k.UUID == f.disk }); i >= 0 {
+			k = was.Disks[i]
+		}
+		k.Dir = f.dir
+		now = append(now, k)
 	}
-	if slices.Equal(known, s.self.get().Disks) {
+	for _, k := range was.Disks {
+		switch {
+		case slices.ContainsFunc(now, func(n knownDisk) bool { return n.UUID == k.UUID }):
+		case k.State == DiskRemoving:
+			gone = append(gone, k.UUID)
+		default:
+			now = append(now, k)
+		}
+	}
+	if slices.Equal(now, was.Disks) && len(gone) == len(was.Gone) {
 		return nil
 	}
-	return s.self.change(func(id *identity) { id.Disks = known })
+	return s.self.change(func(id *identity) { id.Disks, id.Gone = now, gone })
 }
 
-// all are the open stores.
-func (s *stores) all() []*objstore.Store {
+// disks are all of the node's; none before they are open.
+func (s *stores) disks() []*disk {
 	if l := s.list.Load(); l != nil {
 		return *l
 	}
 	return nil
 }
 
-// home is the disk that holds a group; nil if this node stores nothing (yet). With several disks the choice is made durable by the
-// group's own folder: a disk that has it keeps it.
-func (s *stores) home(id state.GroupID) *objstore.Store {
-	list := s.all()
-	switch len(list) {
-	case 0:
-		return nil
-	case 1:
-		return list[0]
+// all are the open stores.
+func (s *stores) all() (list []*objstore.Store) {
+	for _, d := range s.disks() {
+		if d.store != nil {
+			list = append(list, d.store)
+		}
 	}
-	if st, ok := s.homes.Load(id); ok {
-		return st.(*objstore.Store)
-	}
-	st := chooseHome(list, id)
-	actual, _ := s.homes.LoadOrStore(id, st)
-	return actual.(*objstore.Store)
+	return list
 }
 
-// chooseHome finds the disk that has the group already, or weighs disks by size (rendezvous hashing).
-func chooseHome(list []*objstore.Store, id state.GroupID) *objstore.Store {
-	for _, st := range list {
-		for _, have := range st.Groups() {
-			if have == objstore.GroupID(id) {
-				return st
+// home is the disk that holds a group; nil if this node stores nothing (yet). What has it keeps it: the choice is made durable by the group's own folder. On a disk
+// that has failed or goes, a group that has nothing there gets another.
+func (s *stores) home(id state.GroupID) *objstore.Store {
+	disks := s.disks()
+	if h, ok := s.homes.Load(id); ok {
+		st := h.(*objstore.Store)
+		i := slices.IndexFunc(disks, func(d *disk) bool { return d.store == st })
+		if i >= 0 && (disks[i].usable() || disks[i].State == DiskRemoving && st.Err() == nil && slices.Contains(st.Groups(), objstore.GroupID(id))) {
+			return st
+		}
+	}
+	d := chooseHome(disks, id)
+	if d == nil {
+		for _, d := range disks { // none is usable: what there is says why
+			if d.store != nil {
+				return d.store
 			}
 		}
+		return nil
 	}
-	var best *objstore.Store
-	var bestScore uint64
-	for i, st := range list {
-		if st.Err() != nil {
+	s.homes.Store(id, d.store)
+	return d.store
+}
+
+// chooseHome weighs disks by size (rendezvous hashing): a disk that comes or goes moves no group between the others.
+func chooseHome(disks []*disk, id state.GroupID) *disk {
+	var best *disk
+	bestScore := math.Inf(-1)
+	for _, d := range disks {
+		if !d.usable() {
 			continue
 		}
-		h := (uint64(id)<<8|uint64(i))*0x9e3779b97f4a7c15 ^ 0xd6e8feb86659fd93
-		h ^= h >> 32
-		h *= 0xd6e8feb86659fd93
-		h ^= h >> 32
-		// The largest size/-ln(u) wins; for a choice made once per group an integer stand-in will do: the size times a hash.
-		score, _ := bits.Mul64(h, uint64(st.Space().Total)|1)
-		if best == nil || score > bestScore {
-			best, bestScore = st, score
+		size := float64(max(d.store.Space().Total, 1))
+		if score := -size / math.Log(hashOf(d.UUID, id)); score > bestScore {
+			best, bestScore = d, score
 		}
 	}
-	if best == nil {
-		return list[0]
-	}
 	return best
+}
+
+// hashOf is a number between 0 and 1 that only the disk and the group decide.
+func hashOf(disk string, id state.GroupID) float64 {
+	h := fnv.New64a()
+	h.Write([]byte(disk))
+	h.Write(binary.LittleEndian.AppendUint32(nil, uint32(id)))
+	x := h.Sum64()
+	x ^= x >> 32
+	x *= 0xd6e8feb86659fd93
+	x ^= x >> 32
+	return (float64(x>>11) + 0.5) / (1 << 53)
+}
+
+// registered is what raft is told of the disks.
+func (s *stores) registered() (list []state.Disk) {
+	for _, d := range s.disks() {
+		if d.store != nil && d.State != DiskFailed && d.store.Err() == nil {
+			list = append(list, state.Disk{UUID: d.UUID, Bytes: uint64(max(0, d.store.Space().Total))})
+		}
+	}
+	return list
+}
+
+// lostDisk says that a disk failed, and what it held with it.
+func (s *stores) lostDisk() bool {
+	return slices.ContainsFunc(s.disks(), func(d *disk) bool { return d.State == DiskFailed })
 }
 
 // bytes is the size of all disks together.
 func (s *stores) bytes() uint64 {
 	var sum uint64
-	f := s.cfg.FS
-	if f == nil {
-		f = vfs.OS{}
+	for _, d := range s.registered() {
+		sum += d.Bytes
 	}
-	for _, d := range s.dirs {
-		if st, err := f.Statfs(d); err == nil {
-			sum += uint64(st.Total)
+	if s.list.Load() == nil { // before a cluster was joined: what they will be
+		f := s.cfg.FS
+		if f == nil {
+			f = vfs.OS{}
+		}
+		for _, d := range s.named {
+			if st, err := f.Statfs(d); err == nil {
+				sum += uint64(st.Total)
+			}
 		}
 	}
 	return sum
@@ -267,10 +461,15 @@ func (s *stores) bytes() uint64 {
 
 // close checkpoints and closes every store.
 func (s *stores) close() error {
+	s.opMu.Lock()
+	defer s.opMu.Unlock()
 	var errs []error
-	for _, st := range s.all() {
-		if err := st.Close(); err != nil {
-			errs = append(errs, fmt.Errorf("close store %s: %w", filepath.Clean(st.Identity().Disk), err))
+	for _, d := range s.disks() {
+		if d.store == nil {
+			continue
+		}
+		if err := d.store.Close(); err != nil && d.State != DiskFailed {
+			errs = append(errs, fmt.Errorf("close store %s: %w", d.Dir, err))
 		}
 	}
 	return errors.Join(errs...)

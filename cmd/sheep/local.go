@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/sheepdog-go/sheepdog/cluster/admin"
+	"github.com/sheepdog-go/sheepdog/cluster/node"
 	"github.com/sheepdog-go/sheepdog/cluster/replica"
 	"github.com/sheepdog-go/sheepdog/cluster/state"
 	"github.com/sheepdog-go/sheepdog/objstore"
@@ -46,17 +47,11 @@ func (l *localNode) Self() admin.Self {
 	node := l.n.node
 	s := admin.Self{Pid: os.Getpid(), Version: version(), Started: l.n.started, Leader: node.IsLeader(), Voter: slices.Contains(node.Voters(), node.UUID()), Lease: node.Leased(), Index: node.Map().Index,
 		Disks: []admin.Disk{}, Counters: map[string]uint64{}, Goroutines: runtime.NumGoroutine()}
-	for i, st := range node.Stores() {
-		space := st.Space()
-		scrub := st.Scrub()
-		d := admin.Disk{Path: l.n.options.dirs[i], Size: uint64(space.Total), Used: uint64(space.Used), Avail: uint64(space.Free), Full: space.Full,
-			Scrub: admin.Scrub{PerSec: scrub.Rate, Started: scrub.Started, Rounds: scrub.Rounds, LastRound: int(scrub.LastRound.Seconds()),
-				Blocks: scrub.Blocks, Bad: scrub.Bad}}
-		if err := st.Err(); err != nil {
-			d.Fault = err.Error()
+	for _, i := range node.Disks() {
+		s.Disks = append(s.Disks, diskOf(i))
+		if i.Store != nil {
+			countersOf(s.Counters, "store", i.Store.Metrics())
 		}
-		s.Disks = append(s.Disks, d)
-		countersOf(s.Counters, "store", st.Metrics())
 	}
 	countersOf(s.Counters, "engine", &node.Engine().Stats)
 	if g := l.n.gateway.ready.Load(); g != nil {
@@ -97,3 +92,35 @@ func (l *localNode) Check(ctx context.Context, event func(admin.CheckEvent)) err
 		event(e)
 	})
 }
+
+// diskOf describes one disk.
+func diskOf(i node.DiskInfo) admin.Disk {
+	d := admin.Disk{ID: i.UUID, Path: i.Dir, State: "ok", Inodes: -1, Groups: i.Groups}
+	if i.Store != nil {
+		space, scrub := i.Store.Space(), i.Store.Scrub()
+		d.Size, d.Used, d.Avail, d.Inodes = uint64(space.Total), uint64(space.Used), uint64(space.Free), space.InodesFree
+		d.Full, d.Near = space.Full, space.NearFull
+		d.Scrub = admin.Scrub{PerSec: scrub.Rate, Started: scrub.Started, Rounds: scrub.Rounds, LastRound: int(scrub.LastRound.Seconds()),
+			Blocks: scrub.Blocks, Bad: scrub.Bad}
+	}
+	switch {
+	case i.State == node.DiskFailed:
+		d.State, d.Fault, d.Full, d.Near = "failed", i.Why, false, false
+	case i.State == node.DiskRemoving:
+		d.State, d.Note, d.Total = "removing", i.Why, max(i.Total, i.Groups)
+	case d.Full:
+		d.State = "full"
+	case d.Near:
+		d.State = "near full"
+	case i.State == node.DiskFilling:
+		d.State = "filling"
+	}
+	return d
+}
+
+func (l *localNode) AddDisk(ctx context.Context, dir string) error {
+	_, err := l.n.node.AddDisk(ctx, dir)
+	return err
+}
+
+func (l *localNode) RemoveDisk(disk string) error { return l.n.node.RemoveDisk(disk) }

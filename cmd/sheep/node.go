@@ -23,6 +23,7 @@ func (s *shell) nodeCommand() *cli.Command {
 		{Name: "drain", Usage: "give a node's groups to others; it keeps serving meanwhile", ArgsUsage: "ID", Flags: withAsk(
 			&cli.BoolFlag{Name: "undo", Usage: "take the node back in"}), Action: s.nodeDrain},
 		{Name: "rm", Usage: "remove a node for good: it may never come back with what it holds", ArgsUsage: "ID", Flags: withAsk(forceFlag), Action: s.nodeRemove},
+		s.nodeDiskCommand(),
 	}}
 }
 

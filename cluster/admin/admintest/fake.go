@@ -6,8 +6,10 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"io/fs"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/sheepdog-go/sheepdog/cluster/admin"
@@ -28,6 +30,7 @@ type Cluster struct {
 	usage   admin.Usage
 
 	findings []string
+	disks    map[int][]admin.Disk // of nodes to which some were added or whose were removed
 }
 
 // New returns an unformatted cluster whose nodes shall have these addresses.
@@ -206,7 +209,7 @@ func (n *Node) Voters() (list []string) {
 
 func (n *Node) Self() admin.Self {
 	return admin.Self{Pid: 1000 + n.i, Version: "test", Started: Start, Leader: n.i == 0, Lease: true, Index: n.Map().Index,
-		Disks: []admin.Disk{{Path: fmt.Sprintf("/disk%d", n.i), Size: 76 << 30, Used: 236 << 20, Avail: 75 << 30}}, Counters: map[string]uint64{"reads": 1}}
+		Disks: n.disks(), Counters: map[string]uint64{"reads": 1}}
 }
 
 // ResyncBytes is nothing: there are no bytes.
@@ -248,4 +251,48 @@ func (n *Node) Stop() {
 	n.c.mu.Lock()
 	defer n.c.mu.Unlock()
 	n.c.stopped[n.i] = true
+}
+
+// disks are one, unless AddDisk or RemoveDisk changed that.
+func (n *Node) disks() []admin.Disk {
+	n.c.mu.Lock()
+	defer n.c.mu.Unlock()
+	if list, ok := n.c.disks[n.i]; ok {
+		return list
+	}
+	return []admin.Disk{{ID: fmt.Sprintf("disk-%d", n.i), Path: fmt.Sprintf("/disk%d", n.i), Size: 76 << 30, Used: 236 << 20, Avail: 75 << 30, State: "ok", Inodes: 1 << 20,
+		Groups: 64}}
+}
+
+func (n *Node) setDisks(list []admin.Disk) {
+	n.c.mu.Lock()
+	defer n.c.mu.Unlock()
+	if n.c.disks == nil {
+		n.c.disks = map[int][]admin.Disk{}
+	}
+	n.c.disks[n.i] = list
+}
+
+// AddDisk adds one that is empty.
+func (n *Node) AddDisk(_ context.Context, dir string) error {
+	list := n.disks()
+	if slices.ContainsFunc(list, func(d admin.Disk) bool { return d.Path == dir }) {
+		return fmt.Errorf("add disk %s: it is a disk of this node already: %w", dir, fs.ErrExist)
+	}
+	n.setDisks(append(slices.Clone(list), admin.Disk{ID: "disk-of-" + dir, Path: dir, Size: 10 << 30, Avail: 10 << 30, State: "ok", Inodes: 1 << 20}))
+	return nil
+}
+
+// RemoveDisk removes one at once.
+func (n *Node) RemoveDisk(disk string) error {
+	list := n.disks()
+	i := slices.IndexFunc(list, func(d admin.Disk) bool { return d.Path == disk || d.ID == disk })
+	switch {
+	case i < 0:
+		return fmt.Errorf("remove disk %s: it is no disk of this node: %w", disk, fs.ErrNotExist)
+	case len(list) == 1:
+		return fmt.Errorf("remove disk %s: it is the only disk of this node that works: %w", disk, syscall.EBUSY)
+	}
+	n.setDisks(slices.Delete(slices.Clone(list), i, i+1))
+	return nil
 }
