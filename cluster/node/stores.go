@@ -68,16 +68,7 @@ func newStores(cfg Config, self *dir) (*stores, error) {
 		return s, nil
 	}
 	for _, f := range disks {
-		if f.dir == s.named[0] {
-			continue
-		}
 		if err := s.claim(f.dir); err != nil {
-			s.unlock()
-			return nil, err
-		}
-	}
-	if len(disks) > 0 && disks[0].dir == s.named[0] {
-		if err := probeXattr(s.named[0]); err != nil {
 			s.unlock()
 			return nil, err
 		}
@@ -85,8 +76,11 @@ func newStores(cfg Config, self *dir) (*stores, error) {
 	return s, nil
 }
 
-// claim locks a directory that is not the node's own, and sees whether objects can live there.
+// claim locks a directory, unless it is the node's own, which is locked, and sees whether objects can live there.
 func (s *stores) claim(dir string) error {
+	if dir == s.named[0] {
+		return probeXattr(dir)
+	}
 	if s.locks[dir] != nil {
 		return nil
 	}
@@ -405,11 +399,16 @@ func chooseHome(disks []*disk, id state.GroupID) *disk {
 			continue
 		}
 		size := float64(max(d.store.Space().Total, 1))
-		if score := -size / math.Log(hashOf(d.UUID, id)); score > bestScore {
+		if score := scoreOf(d.UUID, id, size); score > bestScore {
 			best, bestScore = d, score
 		}
 	}
 	return best
+}
+
+// scoreOf is greatest for a disk as often as its size is a part of the whole.
+func scoreOf(disk string, id state.GroupID, size float64) float64 {
+	return -size / math.Log(hashOf(disk, id))
 }
 
 // hashOf is a number between 0 and 1 that only the disk and the group decide.
