@@ -26,6 +26,7 @@ type scrubber struct {
 	key     Key
 	started time.Time
 	last    time.Duration // of the last whole round
+	ended   time.Time     // of the last whole round, this process's or an earlier one's
 }
 
 // ScrubStatus says how far the scrub is.
@@ -33,8 +34,9 @@ type ScrubStatus struct {
 	Rate      int64 // bytes a second
 	Group     GroupID
 	Key       Key
-	Started   time.Time // of this round, in this process
+	Started   time.Time // of this round, over restarts
 	LastRound time.Duration
+	LastEnd   time.Time // of the last whole round; zero: there was none
 	Rounds    int64
 	Blocks    int64 // read since the store was opened
 	Bad       int64
@@ -52,7 +54,7 @@ func (s *Store) Scrub() ScrubStatus {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return ScrubStatus{
-		Rate: c.rate.Load(), Group: c.group, Key: c.key, Started: c.started, LastRound: c.last,
+		Rate: c.rate.Load(), Group: c.group, Key: c.key, Started: c.started, LastRound: c.last, LastEnd: c.ended,
 		Rounds: s.m.scrubRounds.Load(), Blocks: s.m.scrubbed.Load(), Bad: s.m.scrubBad.Load(),
 	}
 }
@@ -60,6 +62,7 @@ func (s *Store) Scrub() ScrubStatus {
 const (
 	scrubMeta = ".scrub"         // the file that keeps the place
 	scrubSave = 64 * ObjectSize  // bytes between two notes of it
+	scrubNote = time.Minute      // time between two notes of it
 	scrubRest = 10 * time.Second // with nothing to do
 )
 
@@ -67,7 +70,12 @@ const (
 func (s *Store) scrubLoop() {
 	defer s.wg.Done()
 	s.loadScrub()
-	saved := int64(0)
+	saved, noted := int64(0), time.Now()
+	defer func() {
+		if err := s.Err(); saved > 0 && (err == nil || errors.Is(err, ErrClosed)) {
+			s.noteScrub() // it goes on here
+		}
+	}()
 	for {
 		if s.scrub.rate.Load() <= 0 {
 			if !s.scrubWait(-1) {
@@ -77,6 +85,10 @@ func (s *Store) scrubLoop() {
 		}
 		o := s.nextScrubbed()
 		if o == nil {
+			if saved > 0 {
+				s.saveScrub()
+				saved = 0
+			}
 			if !s.scrubWait(scrubRest) {
 				return
 			}
@@ -84,9 +96,9 @@ func (s *Store) scrubLoop() {
 		}
 		start := time.Now()
 		n := s.scrubObject(o)
-		if saved += n; saved > scrubSave {
+		if saved += n; saved > scrubSave || time.Since(noted) > scrubNote {
 			s.saveScrub()
-			saved = 0
+			saved, noted = 0, time.Now()
 		}
 		rate := max(1, s.scrub.rate.Load())
 		due := time.Duration(float64(max(n, BlockSize)) / float64(rate) * float64(time.Second))
@@ -156,7 +168,7 @@ func (s *Store) nextScrubbed() *object {
 	c.mu.Lock()
 	if id != 0 || key != 0 {
 		s.m.scrubRounds.Add(1)
-		c.last = time.Since(c.started)
+		c.last, c.ended = time.Since(c.started), time.Now()
 	}
 	c.group, c.key, c.started = 0, 0, time.Time{}
 	c.mu.Unlock()
@@ -200,9 +212,13 @@ func (s *Store) scrubObject(o *object) (n int64) {
 			}
 		}
 	}
-	birth := o.birth
+	birth, damaged := o.birth, o.damaged
 	o.t.pins++
 	unlock()
+	if damaged {
+		s.m.scrubBad.Add(1)
+		s.tellBad(&BlockError{Group: g.id, Key: o.key, Err: ErrDamaged})
+	}
 	defer func() {
 		g.mu.Lock()
 		o.t.pins--
@@ -254,6 +270,10 @@ func (s *Store) scrubBad(o *object, vid Vid, block int, c cell) {
 	s.m.scrubBad.Add(1)
 	bad := &BlockError{Group: g.id, Key: o.key, Block: block, Vid: vid, Err: ErrChecksum}
 	s.log.Error("scrub found a bad block", "object", o.key, "group", uint32(g.id), "block", block, "vid", vid)
+	s.tellBad(bad)
+}
+
+func (s *Store) tellBad(bad *BlockError) {
 	if s.cfg.OnBad != nil {
 		s.cfg.OnBad(bad)
 	}
@@ -333,29 +353,63 @@ func (s *Store) punchFree(o *object) {
 
 func (s *Store) scrubName() string { return filepath.Join(s.cfg.Dir, "epoch", scrubMeta) }
 
+// scrubPlace is what the file holds.
+//
+//	0 group u32 | 4 key u64 | 12 this round began, Unix seconds u64 | 20 the last one ended u64 | 28 and took, seconds u64
+const scrubPlaceBytes = 36
+
 func (s *Store) loadScrub() {
 	b, err := readNamed(s.fs, s.scrubName())
-	if err != nil || len(b) != 12 {
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err == nil && len(b) != scrubPlaceBytes {
+		err = ErrFormat
+	}
+	if err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
 			s.log.Warn("scrub begins anew", "error", err)
 		}
 		return
 	}
-	s.scrub.mu.Lock()
-	s.scrub.group, s.scrub.key = GroupID(binary.LittleEndian.Uint32(b)), Key(binary.LittleEndian.Uint64(b[4:]))
-	s.scrub.mu.Unlock()
+	c := &s.scrub
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.group, c.key = GroupID(binary.LittleEndian.Uint32(b)), Key(binary.LittleEndian.Uint64(b[4:]))
+	c.started, c.ended = unixTime(b[12:]), unixTime(b[20:])
+	c.last = time.Duration(min(binary.LittleEndian.Uint64(b[28:]), 1<<32)) * time.Second
+}
+
+// unixTime reads a time; 0, or one that cannot be, is none.
+func unixTime(b []byte) time.Time {
+	v := binary.LittleEndian.Uint64(b)
+	if v == 0 || v > 1<<40 {
+		return time.Time{}
+	}
+	return time.Unix(int64(v), 0)
+}
+
+func appendUnix(b []byte, t time.Time) []byte {
+	if t.IsZero() {
+		return binary.LittleEndian.AppendUint64(b, 0)
+	}
+	return binary.LittleEndian.AppendUint64(b, uint64(t.Unix()))
 }
 
 func (s *Store) saveScrub() {
-	s.scrub.mu.Lock()
-	b := binary.LittleEndian.AppendUint32(nil, uint32(s.scrub.group))
-	b = binary.LittleEndian.AppendUint64(b, uint64(s.scrub.key))
-	s.scrub.mu.Unlock()
-	s.metaLock.Lock()
-	defer s.metaLock.Unlock()
-	if err := writeNamed(s.fs, s.scrubName(), b); err != nil {
+	if err := s.noteScrub(); err != nil {
 		s.writeError("note the scrub's place", err)
 	}
+}
+
+func (s *Store) noteScrub() error {
+	c := &s.scrub
+	c.mu.Lock()
+	b := binary.LittleEndian.AppendUint32(nil, uint32(c.group))
+	b = binary.LittleEndian.AppendUint64(b, uint64(c.key))
+	b = appendUnix(appendUnix(b, c.started), c.ended)
+	b = binary.LittleEndian.AppendUint64(b, uint64(c.last/time.Second))
+	c.mu.Unlock()
+	s.metaLock.Lock()
+	defer s.metaLock.Unlock()
+	return writeNamed(s.fs, s.scrubName(), b)
 }
 
 // removeOrphans removes files in a group's folder that belong to no object:

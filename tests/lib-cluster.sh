@@ -27,13 +27,13 @@ node_answers() { on "$1" cluster info; }
 node_ready() { listening_at "$(addr "$1")" 10809 && node_answers "$1"; }
 nodes_seen() { [ "$(on "$1" node list -r | wc -l)" = "$2" ]; }
 
-# cluster_up N [copies]: N nodes, formatted, running.
+# cluster_up N [copies]: N nodes, formatted (with FORMAT_FLAGS), running.
 cluster_up() {
   local n=$1 copies=${2:-3} i
   for i in $(seq "$n"); do node_start "$i"; done
   for i in $(seq "$n"); do must "node $i answers" wait_until 15 node_answers "$i"; done
   must "all nodes found" wait_until 15 nodes_seen 1 "$n"
-  must "cluster format" on 1 cluster format --copies "$copies"
+  must "cluster format" on 1 cluster format --copies "$copies" ${FORMAT_FLAGS:-}
   must "cluster is running" wait_until 15 healthy 1
 }
 

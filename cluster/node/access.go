@@ -55,7 +55,7 @@ func (n *Node) HTTP() net.Listener { return n.http }
 func (n *Node) Stores() []*objstore.Store { return n.stores.all() }
 
 // Disks are the node's disks, those that have failed among them.
-func (n *Node) Disks() []DiskInfo { return n.stores.infos() }
+func (n *Node) Disks() []DiskInfo { return n.stores.infos(n.engine) }
 
 // Leased says whether this node may serve now.
 func (n *Node) Leased() bool { return n.holder.Valid() }

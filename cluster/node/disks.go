@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/sheepdog-go/sheepdog/cluster/consensus"
+	"github.com/sheepdog-go/sheepdog/cluster/replica"
 	"github.com/sheepdog-go/sheepdog/cluster/state"
 	"github.com/sheepdog-go/sheepdog/objstore"
 )
@@ -32,11 +33,11 @@ type DiskInfo struct {
 	State     DiskState
 	Why       string          // DiskFailed: what it said; DiskRemoving: why it does not get on
 	Store     *objstore.Store // nil: it failed in an earlier life of the node
-	Groups    int             // that it holds now
+	Groups    int             // that it holds now; DiskFailed: that have not got another disk yet
 	Total     int             // DiskRemoving: that it held when that began, or when the node was started
 }
 
-func (s *stores) infos() []DiskInfo {
+func (s *stores) infos(e *replica.Engine) []DiskInfo {
 	var list []DiskInfo
 	for _, d := range s.disks() {
 		i := DiskInfo{UUID: d.UUID, Dir: d.Dir, State: d.State, Why: d.Why, Store: d.store, Total: d.total}
@@ -44,6 +45,9 @@ func (s *stores) infos() []DiskInfo {
 			i.Groups = len(d.store.Groups())
 			if err := d.store.Err(); err != nil && i.State != DiskFailed {
 				i.State, i.Why = DiskFailed, err.Error()
+			}
+			if i.State == DiskFailed {
+				i.Groups = len(e.GroupsOn(d.store))
 			}
 		}
 		if i.State == DiskRemoving {

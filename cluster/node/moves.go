@@ -3,6 +3,7 @@ package node
 import (
 	"errors"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/sheepdog-go/sheepdog/cluster/consensus"
@@ -13,7 +14,7 @@ import (
 // movesPeriod is how often disks are looked at: whether one failed, whether groups are to be moved.
 const movesPeriod = 500 * time.Millisecond
 
-// moveGroups sees to it that groups are on the disks where they shall be, one after the other, and notices disks that fail.
+// moveGroups sees to it that groups are on the disks where they shall be, and notices disks that fail.
 func (n *Node) moveGroups() {
 	t := time.NewTicker(movesPeriod)
 	defer t.Stop()
@@ -92,19 +93,12 @@ func (n *Node) leaveIfNoDisk() {
 // empty moves a disk's groups to the others; when none is left, the disk is let go.
 func (n *Node) empty(d *disk) {
 	s := n.stores
-	var stuck string
-	for _, id := range n.engine.GroupsOn(d.store) {
-		to := chooseHome(s.disks(), id)
-		if to == nil {
-			stuck = ErrLastDisk.Error()
-			break
-		}
-		if err := n.move(id, to); err != nil {
-			stuck = err.Error()
-		}
-		if n.ctx.Err() != nil || d.store.Err() != nil {
-			return
-		}
+	stuck := ""
+	if err := n.moveAll(n.engine.GroupsOn(d.store), d, func(id state.GroupID) *disk { return chooseHome(s.disks(), id) }); err != nil {
+		stuck = err.Error()
+	}
+	if n.ctx.Err() != nil || d.store.Err() != nil {
+		return
 	}
 	s.opMu.Lock()
 	defer s.opMu.Unlock()
@@ -128,25 +122,22 @@ func (n *Node) empty(d *disk) {
 // fill moves a new disk's share to it.
 func (n *Node) fill(d *disk) {
 	s := n.stores
-	left := 0
+	var list []state.GroupID
 	for _, o := range s.disks() {
 		if o == d || !o.usable() {
 			continue
 		}
 		for _, id := range n.engine.GroupsOn(o.store) {
-			if chooseHome(s.disks(), id) != d {
-				continue
-			}
-			if err := n.move(id, d); err != nil {
-				n.log.Debug("move a group to a new disk", "group", id, "err", err)
-				left++
-			}
-			if n.ctx.Err() != nil || d.store.Err() != nil {
-				return
+			if chooseHome(s.disks(), id) == d {
+				list = append(list, id)
 			}
 		}
 	}
-	if left > 0 {
+	if err := n.moveAll(list, d, func(state.GroupID) *disk { return d }); err != nil {
+		n.log.Debug("move groups to a new disk", "err", err)
+		return
+	}
+	if n.ctx.Err() != nil || d.store.Err() != nil {
 		return
 	}
 	s.opMu.Lock()
@@ -162,6 +153,42 @@ func (n *Node) fill(d *disk) {
 	}
 	s.replace(d, &now)
 	n.log.Info("a new disk has its share of the groups", "dir", d.Dir, "groups", len(n.engine.GroupsOn(d.store)))
+}
+
+// movesMax is how many groups move at once: they share the disks' syncs.
+const movesMax = 32
+
+// moveAll moves groups, some at a time, until all are where they shall be or about, the disk that this is for, has changed. The error is one of those met.
+func (n *Node) moveAll(list []state.GroupID, about *disk, to func(state.GroupID) *disk) error {
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var failed error
+	next := 0
+	for range movesMax {
+		wg.Go(func() {
+			for {
+				mu.Lock()
+				if next == len(list) || n.ctx.Err() != nil || about.store.Err() != nil || !slices.Contains(n.stores.disks(), about) {
+					mu.Unlock()
+					return
+				}
+				id := list[next]
+				next++
+				mu.Unlock()
+				err := error(ErrLastDisk)
+				if d := to(id); d != nil {
+					err = n.move(id, d)
+				}
+				if err != nil {
+					mu.Lock()
+					failed = err
+					mu.Unlock()
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return failed
 }
 
 // move moves one group. What cannot be moved now is tried again.

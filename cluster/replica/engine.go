@@ -78,6 +78,7 @@ type Engine struct {
 	resyncer resyncer
 	closings closings
 	readers  chan struct{}
+	rot      rotFindings
 
 	disks     sync.Map // *objstore.Store → uint32
 	diskCount atomic.Uint32
@@ -92,7 +93,9 @@ type Stats struct {
 	Takeovers, Shrinks, Joins atomic.Int64
 	ResyncBytes               atomic.Int64
 	ResyncBlocks              atomic.Int64
-	Repaired                  atomic.Int64
+	Repaired                  atomic.Int64 // blocks and objects that were written anew by us as the primary, for reads and scrubs of any replica
+	RotRepaired, RotLeft      atomic.Int64 // what scrubs of our disks found: repaired, and with no good copy anywhere
+	Compared, Differ          atomic.Int64 // objects whose tables were compared on all replicas, and those that were not equal
 }
 
 // view is a map in use, with what is derived from it.
@@ -110,6 +113,7 @@ func New(cfg Config) *Engine {
 		readers: make(chan struct{}, readersMax)}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
 	e.cur.Store(&view{m: state.New(), chains: new(sync.Map)})
+	e.rot.found = make(chan *objstore.BlockError, rotQueueMax)
 	e.proposer.init(e)
 	e.resyncer.init(e)
 	e.closings.init(e)
@@ -118,6 +122,8 @@ func New(cfg Config) *Engine {
 	e.wg.Go(e.proposer.run)
 	e.wg.Go(e.resyncer.run)
 	e.wg.Go(e.collect)
+	e.wg.Go(e.repairRot)
+	e.wg.Go(e.compareTables)
 	return e
 }
 
@@ -301,6 +307,8 @@ func (e *Engine) Frame(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 		e.clientRequest(c, f, b)
 	case wire.KindRelay:
 		e.relay(c, f, b)
+	case wire.KindRotten:
+		e.rotten(c, f, b)
 	case wire.KindPing:
 		e.answer(c, f, wire.StatusOK, nil, b)
 	default:

@@ -208,7 +208,11 @@ func (n *testNode) home(id state.GroupID, first *objstore.Store) *objstore.Store
 }
 
 func (n *testNode) config() objstore.Config {
-	return objstore.Config{Dir: "/d", FS: n.fs, JournalBytesMax: 8 << 20, SegmentBytes: 1 << 20, ReserveBytes: 1 << 20, Logger: testLog()}
+	return objstore.Config{Dir: "/d", OnBad: func(bad *objstore.BlockError) {
+		if n.e != nil {
+			n.e.Rotten(bad)
+		}
+	}, FS: n.fs, JournalBytesMax: 8 << 20, SegmentBytes: 1 << 20, ReserveBytes: 1 << 20, Logger: testLog()}
 }
 
 // kill ends the process; what it wrote to files stays.

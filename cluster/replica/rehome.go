@@ -38,20 +38,22 @@ var (
 	ErrSourceFailed = errors.New("the disk it is on has failed")
 )
 
-// GroupsOn lists the groups whose copies lie on a disk, or would if something were written.
+// GroupsOn lists the groups whose copies lie on a disk, or would if something were written. A copy that was left there by a move, or by a group that got another
+// disk because this one failed, is not the group's any more.
 func (e *Engine) GroupsOn(s *objstore.Store) []state.GroupID {
 	var list []state.GroupID
-	seen := map[state.GroupID]bool{}
+	known := map[state.GroupID]bool{}
 	e.eachGroup(func(g *group) {
 		g.mu.Lock()
-		on := g.store == s
+		store := g.store
 		g.mu.Unlock()
-		if on {
-			list, seen[g.id] = append(list, g.id), true
+		if store == s {
+			list = append(list, g.id)
 		}
+		known[g.id] = store != nil
 	})
 	for _, id := range s.Groups() {
-		if !seen[state.GroupID(id)] {
+		if !known[state.GroupID(id)] {
 			list = append(list, state.GroupID(id))
 		}
 	}
@@ -146,14 +148,19 @@ func (m *mover) begin() error {
 
 // follow copies until little is left.
 func (m *mover) follow(ctx context.Context) error {
+	sum := 0
 	for range movePasses {
 		n, err := m.pass(ctx, false)
 		if err != nil {
 			return err
 		}
+		sum += n
 		if n <= moveRestMax {
 			break
 		}
+	}
+	if sum == 0 {
+		return nil
 	}
 	return m.mv.to.SyncWait() // so that sealing syncs little
 }

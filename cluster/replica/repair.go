@@ -32,7 +32,9 @@ func (g *group) repair(r *wire.Request, v *view, bad *objstore.BlockError) {
 	})
 }
 
-// fetchMeta names a block for KindFetch: key, vid, block, CRC-32C it must have.
+const fetchMetaBytes = 16
+
+// fetchMeta names a block for KindFetch and KindRotten: key, vid, block.
 type fetchMeta struct {
 	key   objstore.Key
 	vid   objstore.Vid
@@ -48,10 +50,6 @@ func (m *fetchMeta) append(b []byte) []byte {
 // heal gets a good copy of a bad block and numbers it as an entry.
 func (g *group) heal(bad *objstore.BlockError) error {
 	m := fetchMeta{bad.Key, bad.Vid, uint32(bad.Block)}
-	d := g.e.agreed().VDI(uint32(bad.Vid))
-	if d == nil {
-		return fmt.Errorf("vid %06x is not in the directory", bad.Vid)
-	}
 	g.mu.Lock()
 	members := append([]*member(nil), g.members...)
 	term, granted := g.term, g.granted
@@ -79,8 +77,17 @@ func (g *group) heal(bad *objstore.BlockError) error {
 	if got == nil {
 		return errors.New("no replica has a good copy")
 	}
+	return g.rewrite(bad, before, got, granted)
+}
+
+// rewrite numbers the block's bytes as an entry, unless it has become another since the object was looked at before.
+func (g *group) rewrite(bad *objstore.BlockError, before *objstore.Unit, data []byte, granted uint64) error {
+	d := g.e.agreed().VDI(uint32(bad.Vid))
+	if d == nil {
+		return fmt.Errorf("vid %06x is not in the directory", bad.Vid)
+	}
 	buf := wire.GetBuf(objstore.BlockSize)
-	copy(buf.B, got)
+	copy(buf.B, data)
 	en := getEntry()
 	en.Kind, en.Key, en.Vid, en.Gen, en.First, en.Count = objstore.KindWrite, bad.Key, bad.Vid, d.Gen, uint16(bad.Block), 1
 	en.Data, en.owner = buf.B, buf
@@ -200,7 +207,7 @@ func (g *group) fetchBlock(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 	s := g.admit(f, b)
 	st := g.st
 	g.mu.Unlock()
-	if s == wire.StatusOK && len(f.Meta) != 16 {
+	if s == wire.StatusOK && len(f.Meta) != fetchMetaBytes {
 		s = wire.StatusInvalid
 	}
 	if s != wire.StatusOK {

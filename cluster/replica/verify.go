@@ -59,6 +59,7 @@ type check struct {
 	st      *objstore.Group
 	store   *objstore.Store
 	granted uint64
+	tables  bool // compare tables only, read no block
 }
 
 // run compares one group.
@@ -69,12 +70,7 @@ func (c *check) run(ctx context.Context) error {
 		g.mu.Unlock()
 		return errors.New("not its primary any more")
 	}
-	members := make([]*member, 0, len(g.members))
-	for _, m := range g.members {
-		if m.inSync {
-			members = append(members, m)
-		}
-	}
+	members := g.inSyncMembers()
 	term, st := g.term, g.st
 	c.st, c.store, c.granted = g.st, g.store, g.granted
 	g.mu.Unlock()
@@ -111,6 +107,9 @@ func (c *check) object(ctx context.Context, key objstore.Key, members []*member,
 		return err
 	}
 	defer r.loud(key)
+	if c.tables {
+		return c.objectTables(ctx, key, members, term)
+	}
 	bad, mine, err := verifyUnit(c.store, c.st, key)
 	if errors.Is(err, objstore.ErrDamaged) {
 		c.p.Findings = append(c.p.Findings, fmt.Sprintf("object %v (group %d): its tables are lost on node %d", key, g.id, c.e.self().Node))
@@ -136,6 +135,24 @@ func (c *check) object(ctx context.Context, key objstore.Key, members []*member,
 		c.count(mine)
 		if !bytes.Equal(a.meta[4:], want) {
 			c.p.Findings = append(c.p.Findings, fmt.Sprintf("object %v (group %d): node %d and node %d differ", key, g.id, c.e.self().Node, m.Node))
+		}
+	}
+	return nil
+}
+
+// objectTables compares one object's tables while nothing of it is under way.
+func (c *check) objectTables(ctx context.Context, key objstore.Key, members []*member, term uint64) error {
+	mine, err := c.st.Unit(key)
+	if err != nil {
+		return err
+	}
+	for _, m := range members {
+		theirs, err := c.unitOf(ctx, m, key, term)
+		if err != nil {
+			return err
+		}
+		if !bytes.Equal(theirs, unitBytes(mine)) {
+			c.p.Findings = append(c.p.Findings, fmt.Sprintf("object %v (group %d): node %d and node %d differ", key, c.g.id, c.e.self().Node, m.Node))
 		}
 	}
 	return nil

@@ -40,6 +40,9 @@ const (
 	// A replica to the primary, for itself.
 	KindFetch Kind = 40 // repair: Fetch → data, the version it belongs to
 
+	// A replica to the primary.
+	KindRotten Kind = 41 // a scrub found this block of ours bad (Fetch; block ^0: the object's tables): number it again → nothing
+
 	// Control: any node to any node, sheep-nbd to any node.
 	KindPropose Kind = 60 // JSON state.Command → JSON state.Result; a node that does not lead passes it on
 	KindRenew   Kind = 61 // lease: Renew → Grant
@@ -57,7 +60,7 @@ var kindNames = map[Kind]string{
 	KindHello: "hello", KindRead: "read", KindWrite: "write", KindZero: "zero", KindTrim: "trim", KindFlush: "flush", KindExtents: "extents",
 	KindRelay: "relay", KindAppend: "append", KindAcks: "acks", KindCommits: "commits", KindSync: "sync", KindActivate: "activate", KindPing: "ping",
 	KindSyncStart: "sync-start", KindUnitList: "unit-list", KindUnitGet: "unit-get", KindCopyData: "copy-data", KindCopyEnd: "copy-end",
-	KindCopyDrop: "copy-drop", KindSyncEnd: "sync-end", KindVerify: "verify", KindFetch: "fetch", KindPropose: "propose", KindRenew: "renew", KindWatch: "watch",
+	KindCopyDrop: "copy-drop", KindSyncEnd: "sync-end", KindVerify: "verify", KindFetch: "fetch", KindRotten: "rotten", KindPropose: "propose", KindRenew: "renew", KindWatch: "watch",
 	KindMap: "map", KindCommand: "command", KindExited: "exited", KindClosed: "closed", KindKeep: "keep", KindJoin: "join", KindWho: "who",
 }
 
