@@ -70,6 +70,7 @@ type Self struct {
 	Disks      []Disk            `json:"disks"`
 	CopyPerSec uint64            `json:"copyPerSec"`         // bytes a second that it copies to others to bring them up to date
 	Counters   map[string]uint64 `json:"counters,omitempty"` // see /metrics
+	Rot        Rot               `json:"rot"`
 	Goroutines int               `json:"goroutines"`
 }
 
@@ -97,10 +98,19 @@ type Disk struct {
 type Scrub struct {
 	PerSec    int64     `json:"perSec"` // bytes a second it may take; 0 or less: off
 	Started   time.Time `json:"started,omitzero"`
-	Rounds    int64     `json:"rounds"`    // whole ones since the start
-	LastRound int       `json:"lastRound"` // seconds that the last one took
-	Blocks    int64     `json:"blocks"`    // read since the start
-	Bad       int64     `json:"bad"`       // of them
+	Rounds    int64     `json:"rounds"`           // whole ones since the start
+	LastRound int       `json:"lastRound"`        // seconds that the last one took
+	LastEnd   time.Time `json:"lastEnd,omitzero"` // when it was over; this process's or an earlier one's
+	Blocks    int64     `json:"blocks"`           // read since the start
+	Bad       int64     `json:"bad"`              // of them
+}
+
+// Rot is what became, since the start, of what the scrub found on a node's disks.
+type Rot struct {
+	Repaired     uint64 `json:"repaired"`     // from another replica
+	Unrepairable uint64 `json:"unrepairable"` // no replica has it whole
+	Compared     uint64 `json:"compared"`     // objects that this node, as their primary, compared on all replicas
+	Differ       uint64 `json:"differ"`       // those that were not equal
 }
 
 // Space sums a node's disks.

@@ -30,6 +30,7 @@ var (
 	descScrubbed = prometheus.NewDesc("sheepdog_scrub_blocks_total", "Blocks that the scrub has read since the start.", []string{"disk"}, nil)
 	descScrubBad = prometheus.NewDesc("sheepdog_scrub_bad_total", "Bad blocks and tables that the scrub has found since the start.", []string{"disk"}, nil)
 	descRounds   = prometheus.NewDesc("sheepdog_scrub_rounds_total", "Whole passes of the scrub since the start.", []string{"disk"}, nil)
+	descRot      = prometheus.NewDesc("sheepdog_scrub_results_total", "What the scrub of this node's disks found, by what became of it, and what it compared with other replicas.", []string{"what"}, nil)
 	descRecovery = prometheus.NewDesc("sheepdog_recovery_groups", "Groups of nodes that are being brought up to date, by what is done.", []string{"what"}, nil)
 	descRecNodes = prometheus.NewDesc("sheepdog_recovery_nodes", "Nodes that are being brought up to date.", nil, nil)
 	descCopied   = prometheus.NewDesc("sheepdog_recovery_bytes_total", "Bytes that this node has copied to others to bring them up to date.", nil, nil)
@@ -37,7 +38,7 @@ var (
 )
 
 func (c collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descNode, descLease, descLeader, descIndex, descEpoch, descGroups, descRoles, descSpace, descFailed, descFull, descNear, descInodes, descOnDisk, descScrubbed, descScrubBad, descRounds,
+	for _, d := range []*prometheus.Desc{descNode, descLease, descLeader, descIndex, descEpoch, descGroups, descRoles, descSpace, descFailed, descFull, descNear, descInodes, descOnDisk, descScrubbed, descScrubBad, descRounds, descRot,
 		descRecovery, descRecNodes, descCopied, descCounter} {
 		ch <- d
 	}
@@ -81,6 +82,9 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		for desc, v := range map[*prometheus.Desc]int64{descScrubbed: d.Scrub.Blocks, descScrubBad: d.Scrub.Bad, descRounds: d.Scrub.Rounds} {
 			ch <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(v), d.Path)
 		}
+	}
+	for what, v := range map[string]uint64{"repaired": self.Rot.Repaired, "unrepairable": self.Rot.Unrepairable, "compared": self.Rot.Compared, "differ": self.Rot.Differ} {
+		ch <- prometheus.MustNewConstMetric(descRot, prometheus.CounterValue, float64(v), what)
 	}
 	p := sum(lacking(m))
 	gauge(descRecNodes, float64(p.Nodes))

@@ -31,7 +31,7 @@ const (
 type DiskInfo struct {
 	UUID, Dir string
 	State     DiskState
-	Why       string          // DiskFailed: what it said; DiskRemoving: why it does not get on
+	Why       string          // DiskFailed: what it said; else why it does not get on
 	Store     *objstore.Store // nil: it failed in an earlier life of the node
 	Groups    int             // that it holds now; DiskFailed: that have not got another disk yet
 	Total     int             // DiskRemoving: that it held when that began, or when the node was started
@@ -50,7 +50,7 @@ func (s *stores) infos(e *replica.Engine) []DiskInfo {
 				i.Groups = len(e.GroupsOn(d.store))
 			}
 		}
-		if i.State == DiskRemoving {
+		if i.State == DiskRemoving || i.State == DiskFilling {
 			i.Why = d.stuck
 		}
 		list = append(list, i)

@@ -128,7 +128,7 @@ func TestRule21RemovalGoesOnAfterACrash(t *testing.T) {
 	stop(t, n)
 
 	// Between the directory's end and the record's.
-	self, err := openDir(cfg.Dirs[0])
+	self, err := openDir(cfg.Dirs[0], nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -228,7 +228,7 @@ func TestFailureDiskStaysFailed(t *testing.T) {
 	}
 	eventually(t, 20*time.Second, "it has its share", func() bool { return info(n, second).State == DiskInUse })
 	stop(t, n)
-	self, err := openDir(first)
+	self, err := openDir(first, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

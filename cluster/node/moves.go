@@ -102,21 +102,27 @@ func (n *Node) empty(d *disk) {
 	}
 	s.opMu.Lock()
 	defer s.opMu.Unlock()
-	if stuck != d.stuck {
-		now := *d
-		now.stuck = stuck
-		s.replace(d, &now)
-		d = &now
-		if stuck != "" {
-			n.log.Warn("a disk's groups do not all leave it yet", "dir", d.Dir, "err", stuck)
-		}
-	}
+	d = s.noteStuck(d, stuck)
 	if len(n.engine.GroupsOn(d.store)) > 0 {
 		return
 	}
 	if err := n.letGo(d); err != nil {
 		n.log.Error("let a disk go", "dir", d.Dir, "err", err)
 	}
+}
+
+// noteStuck shows why a disk's groups do not move; "": they do. opMu is held.
+func (s *stores) noteStuck(d *disk, why string) *disk {
+	if why == d.stuck {
+		return d
+	}
+	now := *d
+	now.stuck = why
+	s.replace(d, &now)
+	if why != "" {
+		s.log.Info("not all groups move yet that shall move to or from a disk", "dir", d.Dir, "why", why)
+	}
+	return &now
 }
 
 // fill moves a new disk's share to it.
@@ -134,7 +140,9 @@ func (n *Node) fill(d *disk) {
 		}
 	}
 	if err := n.moveAll(list, d, func(state.GroupID) *disk { return d }); err != nil {
-		n.log.Debug("move groups to a new disk", "err", err)
+		s.opMu.Lock()
+		s.noteStuck(d, err.Error())
+		s.opMu.Unlock()
 		return
 	}
 	if n.ctx.Err() != nil || d.store.Err() != nil {
@@ -146,7 +154,7 @@ func (n *Node) fill(d *disk) {
 		return
 	}
 	now := *d
-	now.State = DiskInUse
+	now.State, now.stuck = DiskInUse, ""
 	if err := s.note(&now); err != nil {
 		n.log.Error("remember that a disk has its share", "dir", d.Dir, "err", err)
 		return

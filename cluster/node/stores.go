@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"io"
 	"log/slog"
 	"math"
 	"os"
@@ -28,8 +29,8 @@ type stores struct {
 	gateway bool     // no further disk is made
 	log     *slog.Logger
 
-	opMu  sync.Mutex          // one change of the list at a time; guards locks
-	locks map[string]*os.File // of the directories but the node's own
+	opMu  sync.Mutex           // one change of the list at a time; guards locks
+	locks map[string]io.Closer // of the directories but the node's own
 	list  atomic.Pointer[[]*disk]
 	homes sync.Map // state.GroupID → *objstore.Store
 	wake  chan struct{}
@@ -50,7 +51,7 @@ func (d *disk) usable() bool {
 
 // newStores refuses disks that cannot be this node's, locks the further directories and makes sure that a store can live in each.
 func newStores(cfg Config, self *dir) (*stores, error) {
-	s := &stores{cfg: cfg.Store, self: self, gateway: cfg.VNodes == 0, log: cfg.Logger, locks: map[string]*os.File{}, wake: make(chan struct{}, 1)}
+	s := &stores{cfg: cfg.Store, self: self, gateway: cfg.VNodes == 0, log: cfg.Logger, locks: map[string]io.Closer{}, wake: make(chan struct{}, 1)}
 	for _, d := range cfg.Dirs {
 		if s.cfg.FS == nil {
 			if abs, err := filepath.Abs(d); err == nil {
@@ -84,7 +85,7 @@ func (s *stores) claim(dir string) error {
 	if s.locks[dir] != nil {
 		return nil
 	}
-	lock, err := lockDir(dir)
+	lock, err := lockDir(vfs.OS{}, dir)
 	if err != nil {
 		return err
 	}

@@ -368,7 +368,7 @@ func (g *group) refused(p *peer, c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 		switch f.Status {
 		case wire.StatusOldTerm, wire.StatusGap, wire.StatusBehind, wire.StatusBusy:
 		default:
-			g.e.log.Warn("a replica refused an entry", "group", g.id, "node", m.Node, "status", f.Status.String(), "says", string(f.Meta))
+			g.e.early.say(g.e.log, "replicas refused entries", m.Node, g.id, fmt.Errorf("%v: %s", f.Status, f.Meta))
 			g.suspect(m)
 		}
 	}

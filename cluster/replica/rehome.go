@@ -84,9 +84,9 @@ func (e *Engine) Move(ctx context.Context, id state.GroupID, to *objstore.Store,
 	case g.store == to:
 		g.mu.Unlock()
 		return nil
-	case g.move != nil || g.syncing:
+	case g.move != nil || g.syncing || g.agree != nil && isTarget(g.agree.Target, g.node()) && !isMember(g.agree.InSync, g.e.self()):
 		g.mu.Unlock()
-		return ErrBusy
+		return ErrBusy // a resync comes first
 	case g.store.Err() != nil:
 		g.mu.Unlock()
 		return ErrSourceFailed
@@ -400,12 +400,12 @@ func (g *group) forget() {
 
 // tellFailed tells the primary that our disk takes nothing any more, so that it need not find out by a write. mu is held.
 func (g *group) tellFailed(b *wire.Batch) {
-	if g.store == nil || g.store.Err() == nil || g.agree == nil || !isMember(g.agree.InSync, g.e.self()) || g.ackTo == nil {
+	if g.store == nil || g.store.Err() == nil || g.agree == nil || !isMember(g.agree.InSync, g.e.self()) || g.agree.Primary.Node == state.NoNode {
 		return
 	}
-	h := wire.Header{Kind: wire.KindAppend | wire.KindAnswer, Status: wire.StatusFailed, Group: uint32(g.id), Term: g.fence, From: g.e.self().Inc}
-	g.ackTo.Send(&h, []byte(g.store.Err().Error()), nil, nil)
-	b.Flush(g.ackTo)
+	m := fetchMeta{block: wholeDisk}
+	h := wire.Header{Kind: wire.KindRotten, Group: uint32(g.id), Term: g.agree.Term, From: g.e.self().Inc, To: g.agree.Primary.Inc}
+	g.e.peer(g.agree.Primary.Node).call(&h, m.append(nil), nil, nil, callLimit, func(*wire.Frame, *wire.Batch) {}, b)
 }
 
 // leaveFailed gives the group another disk if the one it was on has failed: what it had there counts no more, and a resync is about to bring it all. While the

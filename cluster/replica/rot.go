@@ -16,8 +16,9 @@ import (
 // other entry, and compare-and-set: what was written meanwhile stays.
 
 const (
-	rotQueueMax = 256 // findings that wait; what finds no room is found again in the next round
-	wholeObject = ^uint32(0)
+	rotQueueMax = 256            // findings that wait; what finds no room is found again in the next round
+	wholeObject = ^uint32(0)     // in place of a block: the object's tables are lost
+	wholeDisk   = ^uint32(0) - 1 // in place of a block: the disk has failed
 )
 
 // rotFindings is the queue of one engine.
@@ -136,6 +137,12 @@ func (g *group) healFor(from, to uint64, m *fetchMeta) error {
 	}
 	if m.block == wholeObject { // its tables are lost: it is brought up to date as a whole
 		g.e.log.Warn("a replica has lost an object's tables: it is resynced", "group", g.id, "node", x.Node, "object", m.key.String())
+		g.suspect(x)
+		g.mu.Unlock()
+		return nil
+	}
+	if m.block == wholeDisk {
+		g.e.early.say(g.e.log, "disks of replicas have failed", x.Node, g.id, objstore.ErrDiskFailed)
 		g.suspect(x)
 		g.mu.Unlock()
 		return nil

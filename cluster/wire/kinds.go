@@ -41,7 +41,7 @@ const (
 	KindFetch Kind = 40 // repair: Fetch → data, the version it belongs to
 
 	// A replica to the primary.
-	KindRotten Kind = 41 // a scrub found this block of ours bad (Fetch; block ^0: the object's tables): number it again → nothing
+	KindRotten Kind = 41 // a scrub found this block of ours bad (Fetch; block ^0: the object's tables; ^0-1: the whole disk failed): number it again → nothing
 
 	// Control: any node to any node, sheep-nbd to any node.
 	KindPropose Kind = 60 // JSON state.Command → JSON state.Result; a node that does not lead passes it on

@@ -53,7 +53,10 @@ func (l *localNode) Self() admin.Self {
 			countersOf(s.Counters, "store", i.Store.Metrics())
 		}
 	}
-	countersOf(s.Counters, "engine", &node.Engine().Stats)
+	stats := &node.Engine().Stats
+	countersOf(s.Counters, "engine", stats)
+	s.Rot = admin.Rot{Repaired: uint64(stats.RotRepaired.Load()), Unrepairable: uint64(stats.RotLeft.Load()), Compared: uint64(stats.Compared.Load()),
+		Differ: uint64(stats.Differ.Load())}
 	if g := l.n.gateway.ready.Load(); g != nil {
 		countersOf(s.Counters, "client", &g.client.Stats)
 	}
@@ -100,7 +103,7 @@ func diskOf(i node.DiskInfo) admin.Disk {
 		space, scrub := i.Store.Space(), i.Store.Scrub()
 		d.Size, d.Used, d.Avail, d.Inodes = uint64(space.Total), uint64(space.Used), uint64(space.Free), space.InodesFree
 		d.Full, d.Near = space.Full, space.NearFull
-		d.Scrub = admin.Scrub{PerSec: scrub.Rate, Started: scrub.Started, Rounds: scrub.Rounds, LastRound: int(scrub.LastRound.Seconds()),
+		d.Scrub = admin.Scrub{PerSec: scrub.Rate, Started: scrub.Started, Rounds: scrub.Rounds, LastRound: int(scrub.LastRound.Seconds()), LastEnd: scrub.LastEnd,
 			Blocks: scrub.Blocks, Bad: scrub.Bad}
 	}
 	switch {
@@ -113,7 +116,7 @@ func diskOf(i node.DiskInfo) admin.Disk {
 	case d.Near:
 		d.State = "near full"
 	case i.State == node.DiskFilling:
-		d.State = "filling"
+		d.State, d.Note = "filling", i.Why
 	}
 	return d
 }

@@ -105,8 +105,42 @@ func (s *shell) nodeInfo(c *cli.Context) error {
 		if st == output.Raw {
 			return nil
 		}
-		return t.Write(s.out)
+		if err := t.Write(s.out); err != nil {
+			return err
+		}
+		return s.scrubInfo(nodes)
 	})
+}
+
+// scrubInfo says what the slow check of everything on the disks found.
+func (s *shell) scrubInfo(nodes []admin.Node) error {
+	s.printf("\nScrub:\n")
+	right := func(title string, width int) output.Column {
+		return output.Column{Title: title, Width: width, Right: true}
+	}
+	t := output.NewTable(right("Id", 5), output.Column{Title: "Last full pass", Width: 16}, right("Passes", 6), right("Blocks read", 11), right("Bad", 5),
+		right("Repaired", 8), right("Not repairable", 14), right("Replicas differ", 15))
+	for i := range nodes {
+		n := &nodes[i]
+		if n.Self == nil {
+			continue
+		}
+		var last time.Time
+		var rounds, blocks, bad int64
+		for k, d := range n.Self.Disks { // a pass is full when every disk had one
+			rounds, blocks, bad = rounds+d.Scrub.Rounds, blocks+d.Scrub.Blocks, bad+d.Scrub.Bad
+			if k == 0 || d.Scrub.LastEnd.Before(last) {
+				last = d.Scrub.LastEnd
+			}
+		}
+		when := "-"
+		if !last.IsZero() {
+			when = last.Local().Format("2006-01-02 15:04")
+		}
+		t.Row(fmt.Sprint(n.ID), when, fmt.Sprint(rounds), fmt.Sprint(blocks), fmt.Sprint(bad), fmt.Sprint(n.Self.Rot.Repaired), fmt.Sprint(n.Self.Rot.Unrepairable),
+			fmt.Sprint(n.Self.Rot.Differ))
+	}
+	return t.Write(s.out)
 }
 
 func percent(part, whole uint64) string {
