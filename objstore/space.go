@@ -33,6 +33,7 @@ type space struct {
 	at   time.Time
 	st   vfs.Stat
 	full bool
+	near bool
 
 	spent atomic.Int64 // bytes of large writes since
 }
@@ -41,7 +42,8 @@ const (
 	spaceFresh   = 20 * time.Millisecond
 	inodesKept   = 64        // for the journal, the catalog and named values
 	objectCost   = 64 << 10  // what a new object takes besides its blocks: tables, inode, the file system's own
-	nearFullPart = 16        // near full is below a sixteenth of the disk
+	nearFullPart = 16        // near full is below a sixteenth of the disk,
+	nearFullMin  = 128 << 20 // or below this, as primaries stop 64 MiB before the end, but not above a quarter of the disk
 	freeKept     = 256 << 10 // the last of it is for names and catalogs
 )
 
@@ -72,10 +74,17 @@ func (s *Store) Space() Space {
 		v.InodesFree = max(0, st.InodesFree-s.dirtyObjects.Load()-inodesKept)
 	}
 	v.Full = v.Free < objectCost || v.InodesFree == 0
-	v.NearFull = v.Full || v.Free < st.Total/nearFullPart
+	v.NearFull = v.Full || v.Free < max(st.Total/nearFullPart, min(nearFullMin, st.Total/4)) || st.Inodes > 0 && v.InodesFree < st.Inodes/nearFullPart
+	if v.NearFull != sp.near {
+		if sp.near = v.NearFull; sp.near {
+			s.log.Warn("disk is nearly full", "dir", s.cfg.Dir, "free", v.Free, "of", v.Total, "inodes", v.InodesFree)
+		} else {
+			s.log.Info("disk has room again", "dir", s.cfg.Dir, "free", v.Free, "of", v.Total, "inodes", v.InodesFree)
+		}
+	}
 	if v.Full != sp.full {
 		sp.full = v.Full
-		s.log.Warn("disk space", "full", v.Full, "free", v.Free, "inodes", v.InodesFree)
+		s.log.Warn("disk space", "dir", s.cfg.Dir, "full", v.Full, "free", v.Free, "inodes", v.InodesFree)
 	}
 	return v
 }

@@ -22,6 +22,17 @@ type Status struct {
 	Fault   string    `json:"fault,omitempty"`  // something this answer lacks, and why
 
 	Settings state.Settings `json:"settings"`
+	Disks    []DiskTrouble  `json:"disks,omitempty"` // those that are full, near full or failed
+}
+
+// DiskTrouble is a disk that a person should look after.
+type DiskTrouble struct {
+	Node  string `json:"node"` // address
+	Path  string `json:"path"`
+	State string `json:"state"` // full, near full, failed
+	Avail uint64 `json:"avail"`
+	Size  uint64 `json:"size"`
+	Fault string `json:"fault,omitempty"`
 }
 
 // Epoch is one line of history: who was in service from then on.

@@ -194,10 +194,16 @@ func (s *Server) status(ctx context.Context) Status {
 	}
 	if st.Health.Full < st.Health.Groups {
 		st.Moving = sum(s.samples.progress(time.Now(), m))
+	}
+	if m.Formatted() {
 		for _, n := range s.allNodes(ctx) {
-			if n.Self != nil {
+			if n.Self == nil {
+				continue
+			}
+			if st.Health.Full < st.Health.Groups {
 				st.Moving.PerSec += n.Self.CopyPerSec
 			}
+			st.Disks = append(st.Disks, troubles(&n)...)
 		}
 	}
 	st.State, st.Text = describe(time.Now(), m, s.node.Cluster(), st.Health, st.Moving)
@@ -343,4 +349,23 @@ func (s *Server) postDiskRemove(w http.ResponseWriter, r *http.Request) (any, er
 		return nil, err
 	}
 	return map[string]bool{"ok": true}, nil
+}
+
+// troubles are the disks of a node that a person should look after.
+func troubles(n *Node) (list []DiskTrouble) {
+	for _, d := range n.Self.Disks {
+		state := d.State
+		switch {
+		case d.Fault != "":
+			state = "failed"
+		case d.Full:
+			state = "full"
+		case d.Near:
+			state = "near full"
+		default:
+			continue
+		}
+		list = append(list, DiskTrouble{Node: n.addr(), Path: d.Path, State: state, Avail: d.Avail, Size: d.Size, Fault: d.Fault})
+	}
+	return list
 }

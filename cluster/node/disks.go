@@ -267,7 +267,7 @@ func (n *Node) refuseRemoval(d *disk) error {
 	for _, o := range s.disks() {
 		if o != d && o.usable() {
 			sp := o.store.Space()
-			room += max(0, sp.Free-sp.Total/nearFullPart)
+			room += max(0, sp.Free-max(sp.Total/nearFullPart, replica.RoomMargin))
 			others++
 		}
 	}

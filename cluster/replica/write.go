@@ -206,16 +206,16 @@ func (g *group) number(en *entry, r *wire.Request, b *wire.Batch) bool {
 	return true
 }
 
-// roomMargin is what a replica must have left beyond an entry: what may be under way to it from all primaries at once (STORE.md rule 19).
-const roomMargin = 64 << 20
+// RoomMargin is what a replica must have left beyond an entry: what may be under way to it from all primaries at once (STORE.md rule 19).
+const RoomMargin = 64 << 20
 
 // hasRoom says whether every replica promised space for the entry.
 func (g *group) hasRoom(en *entry) bool {
-	need := uint64(len(en.Data)) + roomMargin
+	need := uint64(len(en.Data)) + RoomMargin
 	switch en.Kind {
 	case objstore.KindWrite:
 	case objstore.KindZero: // may need a table; a full replica refuses it only then, so it may take half of the margin
-		need = roomMargin / 2
+		need = RoomMargin / 2
 	default:
 		return true // frees, trims and merges go on when the disk is full
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/sheepdog-go/sheepdog/cluster/admin"
 	"github.com/sheepdog-go/sheepdog/cluster/state"
 	"github.com/sheepdog-go/sheepdog/cmd/sheep/output"
+	"github.com/sheepdog-go/sheepdog/cmd/sheep/units"
 )
 
 func (s *shell) clusterCommand() *cli.Command {
@@ -46,6 +47,13 @@ func (s *shell) clusterInfo(c *cli.Context) error {
 			s.printf("%s\n", st.Text)
 		default:
 			s.printf("Cluster status: %s\n", st.Text)
+			for _, d := range st.Disks {
+				why := fmt.Sprintf("%s of %s left", units.Human(d.Avail), units.Human(d.Size))
+				if d.Fault != "" {
+					why = d.Fault
+				}
+				s.printf("Disk %s: %s of %s (%s)\n", d.State, d.Path, d.Node, why)
+			}
 			s.describePools(&st)
 		}
 		if len(st.Epochs) > 0 {

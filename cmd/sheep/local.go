@@ -102,7 +102,7 @@ func diskOf(i node.DiskInfo) admin.Disk {
 	if i.Store != nil {
 		space, scrub := i.Store.Space(), i.Store.Scrub()
 		d.Size, d.Used, d.Avail, d.Inodes = uint64(space.Total), uint64(space.Used), uint64(space.Free), space.InodesFree
-		d.Full, d.Near = space.Full, space.NearFull
+		d.Full, d.Near = space.Full || space.Free < replica.RoomMargin, space.NearFull || space.Free < replica.RoomMargin
 		d.Scrub = admin.Scrub{PerSec: scrub.Rate, Started: scrub.Started, Rounds: scrub.Rounds, LastRound: int(scrub.LastRound.Seconds()), LastEnd: scrub.LastEnd,
 			Blocks: scrub.Blocks, Bad: scrub.Bad}
 	}

@@ -1,6 +1,6 @@
 # Disks whose power can be cut, on this machine, without a virtual machine. Source after lib.sh. Needs root (loop, mount, FUSE).
 #
-#   disk_up    W how fs size   makes W/disk and mounts it on W/m
+#   disk_up    W how fs size   makes W/disk and mounts it on W/m; MKFS_FLAGS are ext4's
 #   disk_cut   W               the power fails: whatever the scheme does not keep is gone
 #   disk_again W               what is left is mounted on W/m again (plainly: on a healthy disk)
 #   disk_down  W               unmounts; removes nothing
@@ -33,7 +33,7 @@ disk_up() {
     back=$w/view
   fi
   case $fs in
-    ext4) mkfs.ext4 -q -F -E lazy_itable_init=0,lazy_journal_init=0 "$back" ;;
+    ext4) mkfs.ext4 -q -F -E lazy_itable_init=0,lazy_journal_init=0 ${MKFS_FLAGS:-} "$back" ;;
     *) "mkfs.$fs" -q "$back" ;;
   esac
   sync "$back"
