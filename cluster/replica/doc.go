@@ -17,9 +17,10 @@
 //
 // Files: engine.go (wiring), group.go (the state machine above), handle.go (what a request may do), write.go, read.go, flush.go (the three kinds of
 // requests), peer.go (connections to replicas), secondary.go (the other end), takeover.go, insync.go (changing sets), resync.go and copyin.go (bringing a
-// replica up to date, both ends), closing.go (snapshots), collect.go (freeing), verify.go (cluster check).
+// replica up to date, both ends), closing.go (snapshots), collect.go (freeing), verify.go (cluster check),
+// rehome.go (from one disk of ours to another), credit.go (space), rot.go and compare.go (what scrubs find).
 //
-// Goroutines: of the engine one ticker, one proposer, one resync scheduler, one collector; readers of cold blocks (readersMax); resyncs
+// Goroutines: of the engine one ticker, one proposer, one resync scheduler, one collector, one that repairs what scrubs found, one that compares tables; readers of cold blocks (readersMax); resyncs
 // (resyncsMax); one dialer a peer while it is unreachable. All end with Close. Everything else runs in the goroutine that brought the frame or request.
 //
 // Locks, in this order: clientState.mu, group.mu, then any one of peer.mu, Engine.mu, a connection's. None is held while waiting for disk or network, except
