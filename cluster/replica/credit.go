@@ -15,7 +15,11 @@ const askRoomPause = 100 * time.Millisecond
 
 // credit is what we promise for this group. mu is held.
 func (g *group) credit() wire.Credit {
-	return wire.Credit{Bytes: uint64(g.store.Space().Free), Disk: g.e.diskNumber(g.store)}
+	sp := g.store.Space()
+	if sp.Full { // also where bytes are left, and inodes are not
+		sp.Free = 0
+	}
+	return wire.Credit{Bytes: uint64(sp.Free), Disk: g.e.diskNumber(g.store)}
 }
 
 // diskNumber numbers our disks, for as long as this process lives.
