@@ -26,8 +26,9 @@ type Client struct {
 	wake     chan struct{}
 	wg       sync.WaitGroup
 
-	parkMu sync.Mutex
-	parked pieceList
+	parkMu   sync.Mutex // guards what follows
+	parked   pieceList
+	parkOver bool // closed: nobody takes a piece out any more
 
 	waits waits
 
@@ -89,6 +90,7 @@ func (c *Client) Close() {
 	})
 	c.parkMu.Lock()
 	pieces := c.parked.take()
+	c.parkOver = true
 	c.parkMu.Unlock()
 	for p := pieces.pop(); p != nil; p = pieces.pop() {
 		c.settle(p, ErrClosed, &b)

@@ -257,6 +257,13 @@ func (c *Client) park(p *piece, want uint64, d time.Duration) {
 		p.until = time.Now().Add(d)
 	}
 	c.parkMu.Lock()
+	if c.parkOver { // a primary in this process answered after the client was closed
+		c.parkMu.Unlock()
+		var b wire.Batch
+		c.settle(p, ErrClosed, &b)
+		b.End()
+		return
+	}
 	c.parked.push(p)
 	c.parkMu.Unlock()
 	c.Stats.Parked.Add(1)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -196,5 +197,36 @@ func TestR17WhatIsLostIsToldToTheNextSession(t *testing.T) {
 			t.Error(err)
 		}
 		closeAll(t, c, d)
+	})
+}
+
+// keeper is a primary in this process that answers when told to.
+type keeper struct{ got chan *wire.Request }
+
+func (k keeper) Submit(r *wire.Request, _ *wire.Batch) { k.got <- r }
+
+// A primary in this process may hand a request back, unanswered, after the client was closed: it fails then, and is not put aside for ever. (Found by simulation.)
+func TestCloseFailsWhatComesBackLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t, 1)
+		f.vdi("a", 4<<20)
+		k := keeper{make(chan *wire.Request, 1)}
+		c := f.clientWith(Config{Maps: f, Net: f, Propose: f.Propose, Logger: slog.New(slog.DiscardHandler), Local: k, LocalNode: 0})
+		d := open(t, c, "a")
+		done := start(d, &Op{Kind: wire.KindWrite, Len: 4096, Data: make([]byte, 4096)})
+		r := <-k.got
+		c.Close()
+		r.Status = wire.StatusNotPrimary
+		var b wire.Batch
+		b.Complete(r)
+		b.End()
+		select {
+		case err := <-done:
+			if !errors.Is(err, ErrClosed) {
+				t.Error(err)
+			}
+		case <-time.After(time.Minute):
+			t.Fatal("never answered")
+		}
 	})
 }

@@ -38,6 +38,7 @@ type peer struct {
 	lostAt  int64     // tick since which it can't be reached, 0 while it can
 	wanted  int64     // tick of the last request for it
 	pinged  bool      // since the last frame
+	over    bool      // the client is closed
 	relayed uint64    // epoch of requests that go through another node (R18), 0: none yet
 }
 
@@ -75,6 +76,11 @@ func (c *Client) peer(id state.NodeID) *peer {
 // send sends a piece, or keeps it until that is possible.
 func (p *peer) send(pc *piece, m *state.Map, b *wire.Batch) {
 	p.mu.Lock()
+	if p.over {
+		p.mu.Unlock()
+		p.c.settle(pc, ErrClosed, b)
+		return
+	}
 	if p.state == peerReady {
 		conn := p.conn
 		p.put(pc)
@@ -92,7 +98,12 @@ func (p *peer) send(pc *piece, m *state.Map, b *wire.Batch) {
 		return
 	}
 	p.mu.Lock()
-	if p.state == peerReady { // in this moment
+	if p.over { // in this moment
+		p.mu.Unlock()
+		p.c.settle(pc, ErrClosed, b)
+		return
+	}
+	if p.state == peerReady { // likewise
 		conn := p.conn
 		p.put(pc)
 		p.mu.Unlock()
@@ -402,7 +413,7 @@ func (p *peer) close() (list pieceList) {
 	conn := p.conn
 	list = p.waiting.take()
 	p.table.takeIf(&list, func(*piece) bool { return true })
-	p.conn = nil
+	p.conn, p.over = nil, true
 	p.mu.Unlock()
 	if conn != nil {
 		conn.Close(ErrClosed)

@@ -35,6 +35,10 @@ func (s *session) hold(p *piece, sg *sgroup, b *wire.Batch) bool {
 		s.mu.Unlock()
 		return false
 	}
+	if s.deadErr() != nil { // nobody lets it go any more
+		s.mu.Unlock()
+		return false
+	}
 	sg.held.push(p)
 	s.mu.Unlock()
 	s.resume(sg, b)

@@ -116,7 +116,7 @@ func (s *session) submit(p *piece, b *wire.Batch) {
 		return
 	}
 	s.mu.Lock()
-	if s.c.Stats.Retained.Load() >= 2*s.c.cfg.RetainBytesMax && p.req.Flags&wire.FlagFUA == 0 && s.kept > 0 {
+	if s.c.Stats.Retained.Load() >= 2*s.c.cfg.RetainBytesMax && p.req.Flags&wire.FlagFUA == 0 && s.kept > 0 && s.deadErr() == nil {
 		s.throttled.push(p)
 		s.c.Stats.Throttled.Add(1)
 		s.mu.Unlock()
