@@ -1,5 +1,7 @@
 package client
 
+import "github.com/sheepdog-go/sheepdog/cluster/planted"
+
 // overlap holds the changes of a session that are not answered yet, so that there is at most one for any 4 KiB block (R15): a later one waits
 // behind all earlier ones that it touches. Each bucket is a chain, oldest first.
 type overlap struct {
@@ -13,7 +15,7 @@ func (o *overlap) add(p *piece) bool {
 	p.chain, p.blockers = nil, 0
 	at := &o.buckets[p.index%overlapBuckets]
 	for q := *at; q != nil; q = *at {
-		if q.index == p.index && q.touches(p) {
+		if q.index == p.index && q.touches(p) && !planted.Broken("R15b") {
 			p.blockers++
 		}
 		at = &q.chain
@@ -33,7 +35,7 @@ func (o *overlap) remove(p *piece) (free pieceList) {
 	}
 	*at = p.chain
 	for q := p.chain; q != nil; q = q.chain {
-		if q.index == p.index && q.touches(p) {
+		if q.index == p.index && q.touches(p) && !planted.Broken("R15b") {
 			if q.blockers--; q.blockers == 0 {
 				free.push(q)
 			}

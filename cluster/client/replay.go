@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"syscall"
 
+	"github.com/sheepdog-go/sheepdog/cluster/planted"
 	"github.com/sheepdog-go/sheepdog/cluster/state"
 	"github.com/sheepdog-go/sheepdog/cluster/wire"
 )
@@ -61,7 +62,7 @@ func (s *session) resume(sg *sgroup, b *wire.Batch) {
 	if g.Term > sg.resumedTerm {
 		sg.resumedTerm = g.Term
 	}
-	if sg.keep.first == nil {
+	if sg.keep.first == nil || planted.Broken("R17") {
 		s.resumed(sg, g.Resumes)
 		s.releaseHeld(sg, b)
 		return

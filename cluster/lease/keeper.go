@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/sheepdog-go/sheepdog/cluster/planted"
 	"github.com/sheepdog-go/sheepdog/cluster/state"
 	"github.com/sheepdog-go/sheepdog/cluster/wire"
 )
@@ -195,6 +196,9 @@ func (k *Keeper) hear(uuid string, r *wire.Renew, now time.Duration) (news bool)
 
 // confirmed is the time up to which a majority of voters has been with this leader.
 func (k *Keeper) confirmed(now time.Duration) time.Duration {
+	if planted.Broken("R12") {
+		return now
+	}
 	voters := k.raft.Voters()
 	times := make([]time.Duration, 0, len(voters))
 	for _, v := range voters {

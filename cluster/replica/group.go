@@ -172,7 +172,7 @@ func (g *group) update(sg *state.Group, b *wire.Batch) {
 			g.stepDown(b)
 			g.activate(b)
 		}
-	case isTarget(sg.Target, self.Node) || namesNode(sg.InSync, self.Node) || namesNode(sg.Back, self.Node) || sg.Primary.Node == state.NoNode:
+	case (isTarget(sg.Target, self.Node) || namesNode(sg.InSync, self.Node) || namesNode(sg.Back, self.Node) || sg.Primary.Node == state.NoNode) && !(broken("R21") && !isMember(sg.InSync, self)):
 		// An older incarnation of ours in the set may be all that is left of the group: while one stands there, nothing is given up.
 		g.fence = sg.Term
 		g.stepDown(b)
@@ -286,6 +286,11 @@ func (g *group) dropTail() {
 // goOn continues as primary under a new term of the same grant: the set changed. mu is held.
 func (g *group) goOn(b *wire.Batch) {
 	g.term = g.agree.Term
+	if broken("R3") {
+		for _, en := range g.tail {
+			en.Number.Term = g.term
+		}
+	}
 	if g.change != nil && g.change.term < g.term {
 		g.change = nil
 	}

@@ -91,13 +91,13 @@ func (g *group) judge(r *wire.Request, v *view) (verdict, wire.Status) {
 		return refuse, wire.StatusInvalid
 	case r.IO.SessGen != 0 && (d.State == state.Frozen || d.State == state.Deleted):
 		return refuse, wire.StatusReadOnly // the session follows its disk to the next vid
-	case r.IO.SessGen != 0 && r.IO.SessGen != d.SessGen:
+	case r.IO.SessGen != 0 && r.IO.SessGen != d.SessGen && !broken("R14"):
 		return refuse, wire.StatusFenced // R14
 	case !writes:
 		return proceed, 0
 	case r.IO.SessGen == 0 || d.State == state.Frozen || d.State == state.Deleted:
 		return refuse, wire.StatusReadOnly
-	case d.State == state.Closing: // R22
+	case d.State == state.Closing && !broken("R22"): // R22
 		return park, 0
 	case g.low(), g.stalled(), g.handTo != state.NoNode, len(g.tail) >= tailMax:
 		return park, 0

@@ -1,12 +1,6 @@
-//go:build planted
-
 package replica
 
-import "os"
+import "github.com/sheepdog-go/sheepdog/cluster/planted"
 
-// Built with the tag "planted", one rule named in the environment is broken on purpose, so that it can be seen that the simulation finds it:
-//
-//	PLANTED=R16 go test -tags planted -run TestSimulation -sim.seeds 200 ./cluster/replica
-var planted = os.Getenv("PLANTED")
-
-func broken(rule string) bool { return planted == rule }
+// broken is where a test build breaks a rule on purpose.
+func broken(rule string) bool { return planted.Broken(rule) }

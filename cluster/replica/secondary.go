@@ -46,7 +46,7 @@ func (e *Engine) fromPrimary(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 // whatever we thought we were. mu is held.
 func (g *group) admit(f *wire.Frame, b *wire.Batch) wire.Status {
 	switch {
-	case f.To != g.e.self().Inc:
+	case f.To != g.e.self().Inc && !broken("R5"):
 		return wire.StatusWrongInc
 	case f.Term < g.fence && !g.sameGrant(f.From, f.Term) && !broken("Invariant6"):
 		return wire.StatusOldTerm

@@ -3,6 +3,8 @@ package state
 import (
 	"slices"
 	"time"
+
+	"github.com/sheepdog-go/sheepdog/cluster/planted"
 )
 
 // epochsMax bounds the history that `cluster info` shows.
@@ -132,7 +134,7 @@ func (e *edit) seal() {
 	if e.ownGroups && len(e.old.Groups) <= len(e.m.Groups) && e.old.Cluster == e.m.Cluster {
 		for i, was := range e.old.Groups {
 			g := e.m.Groups[i]
-			if g != was && (slices.Contains(e.raised, i) || g.Primary != was.Primary || !slices.Equal(g.InSync, was.InSync)) {
+			if g != was && (slices.Contains(e.raised, i) || g.Primary != was.Primary || !slices.Equal(g.InSync, was.InSync)) && !(planted.Broken("R2") && g.Resumes != was.Resumes) {
 				g.Term = was.Term + 1
 			}
 			if g.Primary != was.Primary {

@@ -3,6 +3,8 @@ package state
 import (
 	"slices"
 	"time"
+
+	"github.com/sheepdog-go/sheepdog/cluster/planted"
 )
 
 // settle makes a group's set and primary right after members came or went; the diagram is in doc.go. leased is who had a lease
@@ -25,7 +27,7 @@ func (e *edit) settle(i int, leased []Member) {
 			primary = e.choose(g, serving)
 		}
 	}
-	if primary == g.Primary && len(stay) == len(g.InSync) && g.Back == nil {
+	if primary == g.Primary && len(stay) == len(g.InSync) && g.Back == nil && !planted.Broken("R6") {
 		return
 	}
 	g = e.group(i)
@@ -79,6 +81,9 @@ func (e *edit) serving(set, leased []Member) []Member {
 func (e *edit) leavers(g *Group) (stay, ended []Member) {
 	for _, b := range g.InSync {
 		n := e.m.Nodes[b.Node]
+		if planted.Broken("R6") {
+			b.Inc = n.Inc
+		}
 		if n.Inc != b.Inc || n.Removed {
 			continue
 		}
