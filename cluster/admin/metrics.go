@@ -104,8 +104,8 @@ func number(b bool) float64 {
 }
 
 // metricsHandler serves the node's metrics and Go's own.
-func metricsHandler(node LocalNode, requests []*Latency, log *slog.Logger) http.Handler {
+func metricsHandler(node LocalNode, samples *sampler, requests []*Latency, log *slog.Logger) http.Handler {
 	r := prometheus.NewRegistry()
-	r.MustRegister(collector{node}, latencies(requests), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	r.MustRegister(collector{node}, clusterCollector{node, samples}, latencies(requests), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return promhttp.HandlerFor(r, promhttp.HandlerOpts{ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn), EnableOpenMetrics: true})
 }

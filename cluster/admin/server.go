@@ -102,7 +102,7 @@ func NewServer(node LocalNode, log *slog.Logger, requests ...*Latency) *Server {
 	handle("POST /v1/disk/add", s.postDiskAdd)
 	handle("POST /v1/disk/remove", s.postDiskRemove)
 	mux.HandleFunc("POST /v1/check", s.postCheck)
-	mux.Handle("GET /metrics", metricsHandler(node, requests, log))
+	mux.Handle("GET /metrics", metricsHandler(node, &s.samples, requests, log))
 	s.http = &http.Server{
 		Handler:           crashing(http.NewCrossOriginProtection().Handler(mux)),
 		ReadHeaderTimeout: headerTimeout,

@@ -288,7 +288,7 @@ func TestMetrics(t *testing.T) {
 	for _, want := range []string{`sheepdog_groups{state="degraded"} 64`, "sheepdog_lease 1", "sheepdog_raft_leader 1", `sheepdog_stat{name="reads"} 1`,
 		`sheepdog_disk_bytes{disk="/disk0",kind="used"}`, "go_goroutines",
 		`sheepdog_nbd_request_seconds_bucket{op="read",le="6.4e-05"} 0`, `sheepdog_nbd_request_seconds_bucket{op="read",le="0.000128"} 1`,
-		`sheepdog_nbd_bytes_total{op="read"} 4096`} {
+		`sheepdog_nbd_bytes_total{op="read"} 4096`, `sheepdog_nodes{state="down"} 1`, `sheepdog_nodes{state="up"} 2`, "sheepdog_raft_has_leader 1", "sheepdog_recovery_seconds 0"} {
 		if !strings.Contains(string(b), want) {
 			t.Errorf("no %s in\n%s", want, b)
 		}
