@@ -211,6 +211,45 @@ func inBubble(t *testing.T, f func(t *testing.T)) {
 	synctest.Test(t, f)
 }
 
+// All nodes are restarted cleanly, one after the other, while a disk is written: no error, and nobody is copied anew.
+func TestFailure05RollingRestart(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		s := newSite(t, 5)
+		c, _ := s.client("program")
+		const size = 32 << 20
+		d, want := s.create(c, "alpha", size), make([]byte, size)
+		rand.NewChaCha8([32]byte{5}).Read(want)
+		if _, err := d.WriteAt(want, 0); err != nil {
+			t.Fatal(err)
+		}
+		s.whole()
+		var copied, wrote int64
+		for i := range s.nodes {
+			before := c.Stats.WriteBytes.Load()
+			var wg sync.WaitGroup
+			wg.Go(func() { exercise(t, d.Stream, want, 15, uint64(i)) })
+			copied += s.nodes[i].Engine().Stats.ResyncBytes.Load()
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			if err := s.nodes[i].Stop(ctx); err != nil {
+				t.Error(err)
+			}
+			cancel()
+			s.run(i)
+			wg.Wait()
+			s.whole()
+			wrote += c.Stats.WriteBytes.Load() - before
+		}
+		for _, n := range s.nodes {
+			copied += n.Engine().Stats.ResyncBytes.Load()
+		}
+		compare(t, d.Stream, want, "afterwards")
+		t.Logf("%d bytes were written meanwhile, %d copied to bring nodes up to date; the disk holds %d on each", wrote, copied, size)
+		if copied > 2*wrote+size/8 {
+			t.Errorf("%d bytes were copied", copied)
+		}
+	})
+}
+
 // A switch, a network card or a driver flips bits that TCP's checksum does not see: on the way from the client, between nodes, and back. Each flipped payload is refused
 // by its checksum and sent again; nobody gets wrong bytes and no replica keeps them.
 func TestFailure22FlippedBitsOnTheWire(t *testing.T) {

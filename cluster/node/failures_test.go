@@ -458,3 +458,39 @@ func TestServiceWithoutALeader(t *testing.T) {
 		w.until(15*time.Second, "all serve again", func() bool { return w.allServe(w.hosts...) && w.served() })
 	})
 }
+
+// The network of one node comes and goes every five seconds for ten minutes. Each time costs two epochs at most, its going and its coming; nothing is given to others, and when it stays it is well.
+func TestFailure19Flapping(t *testing.T) {
+	sim(t, func(t *testing.T) {
+		w := newWorld(t, 4)
+		defer w.end()
+		w.formatted(3)
+		h := w.others(w.leader())[0]
+		id := w.nodes[h].Self().Node
+		target := func() (list []state.GroupID) {
+			for _, g := range w.newest().Groups {
+				if slices.Contains(g.Target, id) {
+					list = append(list, g.ID)
+				}
+			}
+			return list
+		}
+		before, had := w.newest(), target()
+		const flaps = 60
+		for range flaps {
+			w.isolate(h)
+			w.pass(5 * time.Second)
+			w.net.HealAll()
+			w.pass(5 * time.Second)
+		}
+		w.until(20*time.Second, "all is well", func() bool { return w.allServe(w.hosts...) && healthy(w.newest(), 3) })
+		m := w.newest()
+		if n := m.Epoch - before.Epoch; n > 2*flaps {
+			t.Errorf("%d epochs for %d flaps", n, flaps)
+		}
+		if !slices.Equal(had, target()) {
+			t.Error("groups were given to others")
+		}
+		t.Logf("%d epochs, %d entries of the log for %d flaps", m.Epoch-before.Epoch, m.Index-before.Index, flaps)
+	})
+}
