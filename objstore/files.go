@@ -193,9 +193,18 @@ func (s *Store) makeGroupDir(dir string) error {
 		return nil
 	}
 	if err == nil {
+		s.groupDirs.Add(1)
 		s.namesChanged(filepath.Dir(dir))
 	}
 	return err
+}
+
+// missingDirs is how many groups have no folder yet: each takes an inode when
+// its first object gets a file.
+func (s *Store) missingDirs() int64 {
+	s.groupsMu.RLock()
+	defer s.groupsMu.RUnlock()
+	return max(0, int64(len(s.groups))-s.groupDirs.Load())
 }
 
 // writeError ends the disk unless there was just no space, or no descriptor

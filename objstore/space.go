@@ -34,17 +34,22 @@ type space struct {
 	st   vfs.Stat
 	full bool
 	near bool
+	dirs int64 // inodes that folders of groups will take
+
+	kicked time.Time // when a checkpoint was last asked for to get room
 
 	spent atomic.Int64 // bytes of large writes since
 }
 
 const (
-	spaceFresh   = 20 * time.Millisecond
-	inodesKept   = 64        // for the journal, the catalog and named values
-	objectCost   = 64 << 10  // what a new object takes besides its blocks: tables, inode, the file system's own
-	nearFullPart = 16        // near full is below a sixteenth of the disk,
-	nearFullMin  = 128 << 20 // or below this, as primaries stop 64 MiB before the end, but not above a quarter of the disk
-	freeKept     = 256 << 10 // the last of it is for names and catalogs
+	spaceFresh = 20 * time.Millisecond
+	// What was freed gives its space back at a checkpoint: while there is no room, one is not waited for longer than this.
+	fullCheckpoint = time.Second
+	inodesKept     = 64        // for the journal, the catalog and named values
+	objectCost     = 64 << 10  // what a new object takes besides its blocks: tables, inode, the file system's own
+	nearFullPart   = 16        // near full is below a sixteenth of the disk,
+	nearFullMin    = 128 << 20 // or below this, as primaries stop 64 MiB before the end, but not above a quarter of the disk
+	freeKept       = 256 << 10 // the last of it is for names and catalogs
 )
 
 // Space says how much may still be written.
@@ -57,7 +62,7 @@ func (s *Store) Space() Space {
 		if st, err := s.fs.Statfs(s.cfg.Dir); err == nil {
 			sp.st = st
 		}
-		sp.at = now
+		sp.at, sp.dirs = now, s.missingDirs()
 		sp.spent.Store(0)
 	}
 	st := sp.st
@@ -71,10 +76,14 @@ func (s *Store) Space() Space {
 	}
 	v := Space{Total: st.Total, Used: st.Total - st.Free, Free: max(0, st.Free-promised), InodesFree: -1}
 	if st.Inodes > 0 {
-		v.InodesFree = max(0, st.InodesFree-s.dirtyObjects.Load()-inodesKept)
+		v.InodesFree = max(0, st.InodesFree-s.dirtyObjects.Load()-sp.dirs-inodesKept)
 	}
 	v.Full = v.Free < objectCost || v.InodesFree == 0
 	v.NearFull = v.Full || v.Free < max(st.Total/nearFullPart, min(nearFullMin, st.Total/4)) || st.Inodes > 0 && v.InodesFree < st.Inodes/nearFullPart
+	if (v.Full || v.Free < min(nearFullMin/2, st.Total/8)) && now.Sub(sp.kicked) >= fullCheckpoint {
+		sp.kicked = now
+		s.wantCheckpoint(true)
+	}
 	if v.NearFull != sp.near {
 		if sp.near = v.NearFull; sp.near {
 			s.log.Warn("disk is nearly full", "dir", s.cfg.Dir, "free", v.Free, "of", v.Total, "inodes", v.InodesFree)

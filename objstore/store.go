@@ -55,6 +55,7 @@ type Store struct {
 
 	unplaced     atomic.Int64 // journaled blocks that have no slot yet
 	dirtyObjects atomic.Int64
+	groupDirs    atomic.Int64 // folders of groups; they stay
 	tableCount   atomic.Int64 // in memory
 	births       atomic.Uint32
 	reserveHeld  atomic.Bool
@@ -210,6 +211,11 @@ func (s *Store) open() error {
 	if err := s.loadCatalog(); err != nil {
 		return err
 	}
+	dirs, err := s.fs.ReadDir(filepath.Join(s.cfg.Dir, "obj"))
+	if err != nil {
+		return err
+	}
+	s.groupDirs.Store(int64(len(dirs)))
 	segs, err := s.openSegments()
 	if err != nil {
 		return err

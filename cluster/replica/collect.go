@@ -15,6 +15,8 @@ const (
 	collectPause = 500 * time.Millisecond
 	// collectStep bounds the objects one group frees before others get their turn.
 	collectStep = 256
+	// collectSpeed is how many objects a second are freed where the settings say nothing.
+	collectSpeed = 4096
 )
 
 // collect frees, in the groups this node is primary of, what no living VDI can see (invariant 10): the agreed map's plan says how for each
@@ -92,6 +94,9 @@ func (g *group) collectStep(d *state.VDI, plan state.Plan) bool {
 	})
 	var b wire.Batch
 	for _, key := range keys {
+		if !g.e.mayCollect(&b) {
+			break
+		}
 		g.mu.Lock()
 		if g.copying[key] == 0 && g.role == serving && g.handTo == state.NoNode {
 			en := getEntry()
@@ -138,4 +143,25 @@ func (g *group) flushWait() bool {
 	case <-time.After(syncSilenceMax):
 		return false
 	}
+}
+
+// mayCollect waits until another object may be freed (Settings.CollectSpeed); false when the engine ends. What was numbered so far is not held up by it. Only the
+// collector's goroutine calls it.
+func (e *Engine) mayCollect(b *wire.Batch) bool {
+	rate := e.agreed().Settings.CollectSpeed
+	if rate <= 0 {
+		rate = collectSpeed
+	}
+	now := time.Now()
+	if e.collectAt.Before(now.Add(-collectPause)) {
+		e.collectAt = now.Add(-collectPause) // what may come at once after a rest
+	}
+	if wait := e.collectAt.Sub(now); wait > 0 {
+		b.End()
+		if !e.rest(wait) {
+			return false
+		}
+	}
+	e.collectAt = e.collectAt.Add(time.Duration(float64(time.Second) / float64(rate)))
+	return true
 }

@@ -80,7 +80,8 @@ type Engine struct {
 	readers  chan struct{}
 	rot      rotFindings
 
-	disks     sync.Map // *objstore.Store → uint32
+	collectAt time.Time // when the next object may be freed; of the collector's goroutine
+	disks     sync.Map  // *objstore.Store → uint32
 	diskCount atomic.Uint32
 
 	Stats Stats

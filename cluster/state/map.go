@@ -59,6 +59,7 @@ type Settings struct {
 	RecoverySpeed int64         `json:"recoverySpeed"` // ceiling of resync per node, bytes per second; 0: default 100 MiB/s
 	RecoveryFloor int64         `json:"recoveryFloor"` // what resync always gets, bytes per second; 0: default 10 MiB/s
 	ScrubSpeed    int64         `json:"scrubSpeed"`    // bytes per second and disk
+	CollectSpeed  int64         `json:"collectSpeed"`  // objects per second and node that the collector frees; 0: default 4096
 }
 
 // Pool is one redundancy and the placement groups that have it.

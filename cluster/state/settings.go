@@ -13,7 +13,7 @@ const (
 )
 
 // SettingKeys are the names that Set takes, in the order they are shown.
-var SettingKeys = []string{"rebuild-after", "resume-wait", "recovery-speed", "recovery-floor", "scrub-speed"}
+var SettingKeys = []string{"rebuild-after", "resume-wait", "recovery-speed", "recovery-floor", "scrub-speed", "collect-speed"}
 
 // set changes one setting; the value "default" takes it back.
 func (e *edit) set(c *Set) *Error {
@@ -29,6 +29,8 @@ func (e *edit) set(c *Set) *Error {
 		return setSpeed(&s.RecoveryFloor, d.RecoveryFloor, c)
 	case "scrub-speed":
 		return setSpeed(&s.ScrubSpeed, d.ScrubSpeed, c)
+	case "collect-speed":
+		return setSpeed(&s.CollectSpeed, d.CollectSpeed, c)
 	}
 	return refuse(Invalid, "no setting %.60q: there are %s", c.Key, strings.Join(SettingKeys, ", "))
 }
@@ -53,7 +55,7 @@ func setSpeed(to *int64, normal int64, c *Set) *Error {
 	}
 	v, ok := parseSize(c.Value)
 	if !ok || v < 1 || v > speedMax {
-		return refuse(Invalid, "set %s: %.60q is not a speed in bytes a second like 512K, 100M or 2G", c.Key, c.Value)
+		return refuse(Invalid, "set %s: %.60q is not a number a second like 512K, 100M or 2G", c.Key, c.Value)
 	}
 	*to = v
 	return nil

@@ -31,9 +31,10 @@ func (s *shell) diskCheck(c *cli.Context) error {
 	}
 	dir := c.Args().First()
 	problems := []string{}
+	var where []string
 	sum, err := objstore.Check(objstore.Config{Dir: dir}, func(p objstore.Problem) {
 		if !nodesOwn(p.Path) {
-			problems = append(problems, p.String())
+			problems, where = append(problems, p.String()), append(where, p.Path)
 		}
 	})
 	if err != nil {
@@ -46,6 +47,9 @@ func (s *shell) diskCheck(c *cli.Context) error {
 		for _, p := range problems {
 			s.printf("%s\n", p)
 		}
+		for _, line := range whatToDo(where, dir) {
+			s.printf("%s\n", line)
+		}
 	}
 	if len(problems) > 0 {
 		return &coded{exitFailed, fmt.Sprintf("disk check: %d problems in %s", len(problems), dir)}
@@ -57,9 +61,31 @@ func (s *shell) diskCheck(c *cli.Context) error {
 	return nil
 }
 
+// whatToDo says, once for each kind of damage, what it means and what helps.
+func whatToDo(paths []string, dir string) (lines []string) {
+	for _, k := range [...]struct{ prefix, text string }{
+		{"obj/", "An object's file: what is named above is bad on this disk alone. Start the node: reads and the scrub repair it from the other replicas, and `sheep node info` counts that. " +
+			"Blocks that are bad on all replicas fail with EIO until they are written again or the VDI is restored."},
+		{"journal/", "The journal: what was written since the last checkpoint may not all be there. When the node starts, the objects concerned are marked and copied again from other replicas."},
+		{"epoch/", "The store's index: without it nothing on this disk can be trusted."},
+		{"identity", "The disk does not say whose it is: nothing on it can be trusted."},
+	} {
+		for _, p := range paths {
+			if p == strings.TrimSuffix(k.prefix, "/") || strings.HasPrefix(p, k.prefix) {
+				lines = append(lines, k.text)
+				break
+			}
+		}
+	}
+	if len(lines) > 0 {
+		lines = append(lines, fmt.Sprintf("If the node refuses to start on %s: let the others go on, remove this node from the cluster (`sheep node rm`), and let it join anew with empty directories.", dir))
+	}
+	return lines
+}
+
 // nodesOwn says that a file belongs to the node, which shares the directory with the store: its identity, raft's log.
 func nodesOwn(path string) bool {
-	return path == "epoch/node.json" || path == "epoch/raft" || strings.HasPrefix(path, "epoch/raft/")
+	return path == "epoch/node.json" || path == "identity.removed" || path == "epoch/raft" || strings.HasPrefix(path, "epoch/raft/")
 }
 
 func (s *shell) diskDump(c *cli.Context) error {

@@ -13,6 +13,7 @@ var settingWords = map[string]string{
 	"resume-wait":    "groups all of whose members restarted wait this long for those that are not back, then go on with at least min-copies of them (a time; default 30s)",
 	"recovery-speed": "most that a node copies to bring others up to date, in bytes a second (like 512K, 100M, 2G; default 100M)",
 	"recovery-floor": "what such copying always gets, however busy clients are, in bytes a second (default 10M)",
+	"collect-speed":  "objects a second that each node frees of what was deleted, at most (default 4K)",
 	"scrub-speed":    "most that the slow check of everything reads, in bytes a second and disk (default 10M)",
 	"scrub-floor":    "what that check always gets, in bytes a second and disk (default 1M)",
 }
