@@ -52,7 +52,7 @@ func (o *object) apply(e *Entry, p pos, at func(i int) uint32) {
 		}
 	case KindBad:
 		for i := range count {
-			o.set(v, first+i, cell{at: cellBad}, p)
+			o.set(v, first+i, badCell(), p)
 		}
 	case KindMerge:
 		v = o.merge(v, e, p)
@@ -64,6 +64,13 @@ func (o *object) apply(e *Entry, p pos, at func(i int) uint32) {
 		return
 	}
 	o.version = e.Number
+}
+
+func badCell() cell {
+	if bugBadIsZero.active() {
+		return cell{}
+	}
+	return cell{at: cellBad}
 }
 
 // merge moves to Into what it lacks of v (rule 16). No data moves; where
@@ -78,7 +85,7 @@ func (o *object) merge(v *table, e *Entry, p pos) *table {
 		return v
 	}
 	for b := range v.cells {
-		if into.cells[b].at == cellAbsent && v.cells[b].at != cellAbsent {
+		if (into.cells[b].at == cellAbsent || bugMergeOver.active()) && v.cells[b].at != cellAbsent {
 			o.move(v, into, b)
 		}
 	}

@@ -75,9 +75,6 @@ func runFault(seed uint64, op string, k int, cause error) (hit bool, err error) 
 			continue
 		}
 		if !errors.Is(err, cause) && !errors.Is(err, syscall.EIO) {
-			for _, l := range w.trace[max(0, len(w.trace)-40):] {
-				fmt.Println(l)
-			}
 			return false, fmt.Errorf("unexpected: %w", err)
 		}
 	}

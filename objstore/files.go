@@ -157,7 +157,7 @@ func (s *Store) createFile(o *object) (*objFile, uint64, error) {
 		return nil, 0, s.writeError("create object "+o.key.String(), err)
 	}
 	_, err = f.WriteAt(fileHeader{o.key, birth, o.g.id}.encode(), 0)
-	if err == nil {
+	if err == nil && !bugAttributeLate.active() {
 		err = f.SetXattr(xattrName, s.describe(o))
 	}
 	if err == nil {
@@ -172,6 +172,9 @@ func (s *Store) createFile(o *object) (*objFile, uint64, error) {
 	if err != nil {
 		f.Close()
 		return nil, 0, s.writeError("create object "+o.key.String(), err)
+	}
+	if bugAttributeLate.active() {
+		f.SetXattr(xattrName, s.describe(o))
 	}
 	s.namesChanged(dir)
 	s.m.created.Add(1)

@@ -173,14 +173,15 @@ type mood struct {
 	commit, sync, checkpoint, resync, drop, close, kill, scrub, read int
 
 	deletes int // entries out of a hundred that take a whole version away
+	vids    int // that there are
 }
 
 var moods = []mood{
-	{50, 80, 30, 25, 5, 5, 5, 5, 20, 10},
-	{50, 80, 30, 10, 5, 15, 50, 5, 10, 10},  // many lives
-	{30, 50, 60, 10, 15, 5, 15, 10, 10, 50}, // objects come and go
-	{30, 8, 60, 25, 5, 5, 5, 10, 20, 10},    // little is synced
-	{30, 150, 5, 10, 2, 2, 10, 2, 10, 5},    // little is checkpointed
+	{50, 80, 30, 25, 5, 5, 5, 5, 20, 10, 4},
+	{50, 80, 30, 10, 5, 15, 50, 5, 10, 10, 4},  // many lives
+	{30, 50, 60, 10, 15, 5, 15, 10, 10, 60, 1}, // objects come and go
+	{30, 8, 60, 25, 5, 5, 5, 10, 20, 10, 4},    // little is synced
+	{30, 150, 5, 10, 2, 2, 10, 2, 10, 5, 4},    // little is checkpointed
 }
 
 const (
@@ -272,7 +273,11 @@ func (w *world) step() error {
 	case is(m.kill):
 		w.note("kill")
 		abandonStore(w.s)
-		return w.reopen()
+		err := w.reopen()
+		if err == nil && w.fs.Before == nil && w.rng.IntN(3) == 0 { // and soon the power goes as well
+			w.fs.CutAtSync(1 + w.rng.IntN(8))
+		}
+		return err
 	case is(m.scrub):
 		w.note("scrub %d", gid)
 		return w.scrub(gid)
@@ -338,11 +343,11 @@ func (w *world) randomEntry() (e Entry, seeds []uint64) {
 		return e, nil
 	}
 	e.Key = MakeKey(1, uint32(w.rng.IntN(worldKeys)))
-	e.Vid = 1 + Vid(w.rng.IntN(worldVids))
+	e.Vid = 1 + Vid(w.rng.IntN(w.mood.vids))
 	e.Gen = uint64(e.Vid) * 10
 	switch e.Kind {
 	case KindMerge:
-		e.Into = 1 + e.Vid%worldVids
+		e.Into = 1 + e.Vid%max(2, Vid(w.mood.vids))
 		e.IntoGen = uint64(e.Into) * 10
 		return e, nil
 	case KindDelete:
@@ -467,7 +472,7 @@ func (w *world) copyObject(g *Group, push func(func(*mGroup))) error {
 		return err
 	}
 	o := &mObject{version: Number{9, uint64(w.rng.IntN(500))}, vids: map[Vid]mVersion{}}
-	for vid := Vid(1); vid <= worldVids; vid++ {
+	for vid := Vid(1); vid <= Vid(w.mood.vids); vid++ {
 		if w.rng.IntN(2) == 0 && vid > 1 {
 			continue
 		}

@@ -270,6 +270,10 @@ func (t *tables) takeRun(k, n, count int, runs []slotRun) []slotRun {
 // else where they fit; only then in a new chunk (rule 3).
 func (t *tables) alloc(home, first, count int, runs []slotRun) []slotRun {
 	t.grow(home + 1)
+	if bugSlotsNotReused.active() && !t.runFree(home, first, count) {
+		t.grow(len(t.used) + 1)
+		return t.takeRun(len(t.used)-1, first, count, runs)
+	}
 	if t.runFree(home, first, count) {
 		return t.takeRun(home, first, count, runs)
 	}

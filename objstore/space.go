@@ -167,7 +167,7 @@ func (s *Store) findReserve() bool {
 
 // giveUpReserve frees the reserve; false if there was none.
 func (s *Store) giveUpReserve() bool {
-	if !s.reserveHeld.Swap(false) {
+	if bugReserveKept.active() || !s.reserveHeld.Swap(false) {
 		return false
 	}
 	err := s.fs.Remove(s.reserveName())
