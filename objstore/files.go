@@ -128,12 +128,18 @@ func (s *Store) openFile(o *object, birth uint64) (*objFile, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open object %v: %w", o.key, err)
 	}
-	var b [headerBytes]byte
-	if _, err := f.ReadAt(b[:], 0); err != nil {
+	b := make([]byte, headerBytes)
+	if s.replaying { // after a sync that failed, memory may have what the disk has not
+		b = alignedBuffer(BlockSize)
+		_, err = f.ReadDirect(b, 0)
+	} else {
+		_, err = f.ReadAt(b, 0)
+	}
+	if err != nil {
 		f.Close()
 		return nil, fmt.Errorf("open object %v: %w", o.key, err)
 	}
-	h, ok := parseFileHeader(b[:])
+	h, ok := parseFileHeader(b)
 	if !ok || h.key != o.key || h.group != o.g.id || h.birth != birth {
 		f.Close()
 		return nil, fmt.Errorf("open object %v: its file's header is another's or damaged: %w", o.key, ErrDamaged)

@@ -38,6 +38,8 @@ type journal struct {
 	pool      []*chunk
 	unsynced  []*segment // written since the last sync began
 	building  bool       // a segment is being made
+
+	hang *time.Timer // runs while a write is under way; only the writer sets it
 }
 
 // chunk is the image of seg[off:off+len(b)].
@@ -59,6 +61,8 @@ var errNoRoom = errors.New("journal has no free segment")
 func newJournal(s *Store, segBytes int64, segsMax int) *journal {
 	j := &journal{s: s, segBytes: segBytes, segs: make([]atomic.Pointer[segment], segsMax)}
 	j.changed = sync.NewCond(&j.mu)
+	j.hang = time.AfterFunc(time.Hour, func() { s.fail("write journal", errHang) })
+	j.hang.Stop()
 	return j
 }
 
@@ -250,6 +254,10 @@ func (j *journal) writePending() error {
 	j.pending, j.spare, j.writing, j.pendingN = j.spare, nil, chunks, 0
 	j.mu.Unlock()
 	var err error
+	if d := j.s.cfg.HangTimeout; d > 0 {
+		j.hang.Reset(d)
+		defer j.hang.Stop()
+	}
 	for _, c := range chunks {
 		if _, err = c.seg.f.WriteAt(c.b, c.off); err != nil {
 			err = j.s.fail("write journal", err)

@@ -198,9 +198,12 @@ func simConfig(fs *simfs.FS) Config {
 	}
 }
 
-func newWorld(seed uint64) (*world, error) {
+func newWorld(seed uint64) (*world, error) { return newWorldWith(seed, func(*Config) {}) }
+
+func newWorldWith(seed uint64, change func(*Config)) (*world, error) {
 	w := &world{fs: simfs.New(seed), rng: rand.New(rand.NewPCG(seed, 2)), h: map[GroupID]history{}}
 	w.cfg = simConfig(w.fs)
+	change(&w.cfg)
 	w.big = seed%7 == 0
 	w.mood = moods[seed%uint64(len(moods))]
 	if err := Create(w.cfg, testIdentity); err != nil {

@@ -163,7 +163,10 @@ func (s *Store) replay(segs []*oldSegment) error {
 	s.j.base = makePos(r.nextGen, 0)
 	s.j.written.Store(uint64(s.j.base))
 	s.checkpointNext = s.checkpointDone + 1
-	if err := r.run(); err != nil {
+	s.replaying = true
+	err := r.run()
+	s.replaying = false
+	if err != nil {
 		return err
 	}
 	r.report()

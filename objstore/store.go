@@ -60,13 +60,14 @@ type Store struct {
 	births       atomic.Uint32
 	reserveHeld  atomic.Bool
 
-	failure atomic.Pointer[error]
-	failed  chan struct{} // closed with the first failure
-	closing atomic.Bool
-	stop    chan struct{}
-	wg      sync.WaitGroup
-	scrub   scrubber
-	m       counters
+	failure   atomic.Pointer[error]
+	failed    chan struct{} // closed with the first failure
+	closing   atomic.Bool
+	replaying bool // in Open, before anything is concurrent
+	stop      chan struct{}
+	wg        sync.WaitGroup
+	scrub     scrubber
+	m         counters
 }
 
 // Dirs of a store.

@@ -81,9 +81,32 @@ func (f *FS) FailWriteBack(name string) {
 }
 
 func (h *file) ReadAt(b []byte, off int64) (int, error) {
-	if err := h.fs.before("read", h.name); err != nil {
+	err := h.fs.before("read", h.name)
+	if half, cause := halfOf(err); half {
+		n, _ := h.readAt(b[:len(b)/2], off)
+		return n, fail("read", h.name, cause)
+	}
+	if err != nil {
 		return 0, err
 	}
+	h.fs.mu.Unlock()
+	return h.readAt(b, off)
+}
+
+// Half is an error for FS.Before: of a read or a write half is done, then Err
+// is returned. Other calls fail with it as with any error.
+type Half struct{ Err error }
+
+func (h Half) Error() string { return h.Err.Error() + " half way" }
+func (h Half) Unwrap() error { return h.Err }
+
+func halfOf(err error) (bool, error) {
+	var h Half
+	return errors.As(err, &h), h.Err
+}
+
+func (h *file) readAt(b []byte, off int64) (int, error) {
+	h.fs.mu.Lock()
 	defer h.fs.mu.Unlock()
 	n := 0
 	for n < len(b) && off+int64(n) < h.i.size {
@@ -120,11 +143,25 @@ func (h *file) ReadDirect(b []byte, off int64) (int, error) {
 }
 
 func (h *file) WriteAt(b []byte, off int64) (int, error) {
-	if err := h.fs.before("write", h.name); err != nil {
+	err := h.fs.before("write", h.name)
+	if half, cause := halfOf(err); half {
+		n, _ := h.writeAt(b[:len(b)/2], off)
+		return n, fail("write", h.name, cause)
+	}
+	if err != nil {
 		return 0, err
 	}
+	h.fs.mu.Unlock()
+	return h.writeAt(b, off)
+}
+
+func (h *file) writeAt(b []byte, off int64) (int, error) {
 	f := h.fs
+	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.off {
+		return 0, fail("write", h.name, ErrPower)
+	}
 	n := 0
 	for n < len(b) {
 		at := off + int64(n)
