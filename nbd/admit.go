@@ -17,7 +17,9 @@ func (c *Conn) admit(r *Request, cost int64) error {
 			return true
 		}
 		if c.roomFor(cost) {
-			c.srv.budget.await(c, c.held, cost)
+			if !c.blocked { // who does not read waits for himself alone: he wakes when his socket takes something
+				c.srv.budget.await(c, c.held, cost)
+			}
 			ok = c.tryAdmitLocked(cost)
 		}
 		return ok

@@ -74,16 +74,26 @@ func (b *budget) wake(free int64) {
 // await has c woken as soon as it can have n bytes. The caller tries take once more after this and before it sleeps.
 func (b *budget) await(c *Conn, held, n int64) {
 	b.mu.Lock()
-	b.waiting[c] = need(held, n)
-	b.update()
-	b.mu.Unlock()
+	defer b.mu.Unlock()
+	needed := need(held, n)
+	old, waits := b.waiting[c]
+	b.waiting[c] = needed
+	if waits && old == b.least.Load() && needed > old {
+		b.update()
+	} else if needed < b.least.Load() {
+		b.least.Store(needed)
+	}
 }
 
 func (b *budget) forget(c *Conn) {
 	b.mu.Lock()
-	delete(b.waiting, c)
-	b.update()
-	b.mu.Unlock()
+	defer b.mu.Unlock()
+	if old, waits := b.waiting[c]; waits {
+		delete(b.waiting, c)
+		if old == b.least.Load() {
+			b.update()
+		}
+	}
 }
 
 func (b *budget) update() {

@@ -56,6 +56,7 @@ type Conn struct {
 	inFlight int   // requests that hold them
 	batching bool  // the reader is submitting, and will send what is queued when it is through
 	writing  bool  // somebody sends; whoever queues meanwhile may leave
+	blocked  bool  // and that is the writer goroutine, because the socket was full
 	waiting  bool  // the reader wants a wake
 	dead     error // the socket is of no use any more
 	stats    ConnStats

@@ -8,14 +8,15 @@ import (
 // Op is what a request asks for. The values are the protocol's command numbers.
 type Op uint16
 
+// The commands that reach a Device. All but the first three need an [ExportInfo] that offers them.
 const (
-	OpRead        = Op(cmdRead)
-	OpWrite       = Op(cmdWrite)
-	OpFlush       = Op(cmdFlush)
-	OpTrim        = Op(cmdTrim)
-	OpCache       = Op(cmdCache)
-	OpWriteZeroes = Op(cmdWriteZeroes)
-	OpBlockStatus = Op(cmdBlockStatus)
+	OpRead        = Op(cmdRead)        // fill Data
+	OpWrite       = Op(cmdWrite)       // store Data
+	OpFlush       = Op(cmdFlush)       // make durable what was answered before; Offset and Length are 0
+	OpTrim        = Op(cmdTrim)        // the range is not needed any more: it may read as anything
+	OpCache       = Op(cmdCache)       // the range will be read soon: a hint
+	OpWriteZeroes = Op(cmdWriteZeroes) // the range reads as zeros
+	OpBlockStatus = Op(cmdBlockStatus) // tell extents by AddExtent, then answer
 )
 
 func (o Op) String() string {

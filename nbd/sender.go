@@ -98,7 +98,7 @@ func (c *Conn) nextBatch() bool {
 	}
 	if c.queue.first == nil {
 		clear(c.out.mem) // no reply's memory hangs on an idle connection
-		c.writing = false
+		c.writing, c.blocked = false, false
 		c.wakeLocked()
 		return false
 	}
@@ -206,6 +206,7 @@ func (c *Conn) handOver() {
 		c.writer = make(chan struct{}, 1)
 		go c.write(c.writer)
 	}
+	c.blocked = true
 	w := c.writer
 	c.mu.Unlock()
 	w <- struct{}{} // never waits: there is one sender, and it is us
