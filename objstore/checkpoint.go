@@ -68,6 +68,7 @@ func (s *Store) checkpointLoop() {
 		case <-s.checkpointKick:
 			due = s.checkpointNow.Swap(false) || s.journalHeavy()
 		}
+		s.giveBackSpares()
 		if !due || s.Err() != nil {
 			continue
 		}
@@ -514,8 +515,9 @@ func (s *Store) appendOthers(b []byte, groups []cutGroup, plans []*plan) []byte 
 
 // finishCheckpoint makes memory follow what is durable now.
 func (s *Store) finishCheckpoint(n uint64, cut pos, plans []*plan) {
+	spare := !s.Space().NearFull
 	for _, p := range plans {
-		punch := p.finish(n, cut)
+		punch := p.finish(n, cut, spare)
 		if p.snap.gone {
 			s.removeGone(p.o)
 		} else if len(punch) > 0 {
@@ -525,11 +527,12 @@ func (s *Store) finishCheckpoint(n uint64, cut pos, plans []*plan) {
 	}
 }
 
-// punchMin is the shortest run that is given back to the file system at
-// once; shorter ones are used again first, and given back when idle.
+// punchMin is the shortest run that is given back to the file system by a
+// checkpoint; shorter ones are used again first, and given back when idle.
 const punchMin = 16
 
-func (p *plan) finish(n uint64, cut pos) (punch []slotRun) {
+// finish returns what is to be punched: what became free, but for what the object may keep to be overwritten again.
+func (p *plan) finish(n uint64, cut pos, maySpare bool) (punch []slotRun) {
 	o, snap := p.o, p.snap
 	g := o.g
 	g.mu.Lock()
@@ -550,13 +553,20 @@ func (p *plan) finish(n uint64, cut pos) (punch []slotRun) {
 	if snap.gone {
 		o.checkpoint = 0
 	}
+	spare := t.taken
+	t.taken = 0
 	for _, r := range t.release(cut, nil) {
-		if r.n >= punchMin && !snap.gone {
-			for k := range r.n {
-				t.markUsed(r.slot + k) // until it is punched
-			}
-			punch = append(punch, r)
+		if r.n < punchMin || snap.gone {
+			continue
 		}
+		if maySpare && int(r.n) <= spare && g.s.keepSpare(o) {
+			spare -= int(r.n)
+			continue
+		}
+		for k := range r.n {
+			t.markUsed(r.slot + k) // until it is punched
+		}
+		punch = append(punch, r)
 	}
 	if len(punch) > 0 {
 		t.pins++

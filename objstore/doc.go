@@ -45,7 +45,7 @@
 // # Locks
 //
 // A group's mutex guards its state and its objects; then come the journal's,
-// the syncer's, the caches' and the list of groups'. None is held across I/O.
+// the syncer's, the caches', the spares' and the list of groups'. None is held across I/O.
 // What is held across I/O is an ioMutex: one checkpoint, one sync round, one
 // creation or removal of a file per stripe, one named value at a time.
 //

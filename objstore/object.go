@@ -45,6 +45,7 @@ type tables struct {
 	chunks []chunkState
 	used   [][chunkWords]uint64 // data slots that hold something, by chunk
 	later  []laterFree
+	taken  int // slots taken since the last checkpoint
 
 	res *resolved // what readers found, for the chain that was asked last
 
@@ -257,6 +258,7 @@ func (t *tables) takeRun(k, n, count int, runs []slotRun) []slotRun {
 	for i := n; i < n+count; i++ {
 		t.used[k][i/64] |= 1 << (i % 64)
 	}
+	t.taken += count
 	slot := dataSlot(k, n)
 	if j := len(runs); j > 0 && runs[j-1].slot+runs[j-1].n == slot {
 		runs[j-1].n += uint32(count)

@@ -319,14 +319,14 @@ func (s *Store) scrubTables(o *object) {
 }
 
 // punchFree gives free slots back to the file system, at 4 KiB granularity,
-// if nobody is writing to the object.
-func (s *Store) punchFree(o *object) {
+// if nobody is writing to the object; it says whether it did.
+func (s *Store) punchFree(o *object) bool {
 	g := o.g
 	g.mu.Lock()
 	t := o.t
 	if t.dirty || t.plan || t.cut || len(t.later) > 0 || t.pins > 1 {
 		g.mu.Unlock()
-		return
+		return false
 	}
 	var runs []slotRun
 	for k := range t.used {
@@ -351,6 +351,7 @@ func (s *Store) punchFree(o *object) {
 	t.pins++
 	g.mu.Unlock()
 	s.punch(o, runs)
+	return true
 }
 
 // The scrub's place is a small file; losing it costs a round.

@@ -58,7 +58,8 @@ func (s *Store) Space() Space {
 	sp.mu.Lock()
 	defer sp.mu.Unlock()
 	now := time.Now()
-	if sp.at.IsZero() || now.Sub(sp.at) >= spaceFresh {
+	fresh := sp.at.IsZero() || now.Sub(sp.at) >= spaceFresh
+	if fresh {
 		if st, err := s.fs.Statfs(s.cfg.Dir); err == nil {
 			sp.st = st
 		}
@@ -90,6 +91,9 @@ func (s *Store) Space() Space {
 		} else {
 			s.log.Info("disk has room again", "dir", s.cfg.Dir, "free", v.Free, "of", v.Total, "inodes", v.InodesFree)
 		}
+	}
+	if fresh && v.NearFull && s.spares.n.Load() > 0 {
+		poke(s.checkpointKick) // it gives them back
 	}
 	if v.Full != sp.full {
 		sp.full = v.Full

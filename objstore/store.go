@@ -29,6 +29,8 @@ type Store struct {
 	cache tableCache
 	space space
 
+	spares spares
+
 	groupsMu sync.RWMutex // guards groups and dropping; taken after a group's
 	groups   map[GroupID]*Group
 	dropping []droppedGroup
