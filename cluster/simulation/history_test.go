@@ -67,7 +67,7 @@ func (v *volume) begin(e *event) {
 //
 //	write      appends
 //	fua        leaves only itself
-//	flush      drops what is older than the newest value whose write was answered before the flush was asked for
+//	flush      drops what is older than the newest value whose write was answered before the flush was asked for (on a shared volume: by the same client)
 //	loss       falls back to any of them, but not behind what a client that lives on has been answered: it sends that again (R17)
 //	maybe      a write without an answer appends, or never came; or one that was there for a while, before a loss took it back and it was sent again
 //	read       sees the last
@@ -76,6 +76,7 @@ type input struct {
 	id     uint64          // of the value
 	flying map[uint64]bool // loss, flush: writes without an answer at that moment
 	live   *session        // loss: the client that sends again, nil if none
+	by     *session        // flush of a shared volume: it covers what this one wrote
 }
 
 // contents of value ids, and who wrote them.
@@ -104,7 +105,7 @@ func (vs *values) model() porcupine.Model {
 				return []any{st, st.(string) + "," + strconv.FormatUint(i.id, 10)}
 			case "flush":
 				k := len(log) - 1
-				for k > 0 && i.flying[number(log[k])] {
+				for k > 0 && (i.flying[number(log[k])] || i.by != nil && vs.writer[number(log[k])] != i.by) {
 					k--
 				}
 				return []any{strings.Join(log[k:], ",")}
@@ -233,7 +234,11 @@ func (v *volume) history(n int, losses []loss) ([]porcupine.Operation, *values) 
 	for _, e := range v.events {
 		if e.kind == wire.KindFlush {
 			if e.ret != 0 && len(mine) > 0 {
-				add(e.call, e.call, input{kind: "flush", flying: flying(e.call, e.call)}, nil)
+				in := input{kind: "flush", flying: flying(e.call, e.call)}
+				if v.shared {
+					in.by = e.sess
+				}
+				add(e.call, e.call, in, nil)
 			}
 			continue
 		}
