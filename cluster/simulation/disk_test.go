@@ -1,6 +1,8 @@
 package simulation
 
 import (
+	"errors"
+	"regexp"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -37,6 +39,35 @@ func (f *diskFaults) fail(left *atomic.Int64) error {
 	}
 	f.any.Store(true)
 	return syscall.EIO
+}
+
+var failedDisk = regexp.MustCompile(`,\s*"state": "failed"(,\s*"why": "(\\.|[^"\\])*")?`)
+
+// mend is a person's word that a disk which failed works again: its node would leave it alone for ever.
+func mend(d *simfs.FS) error {
+	const name = "/d/epoch/node.json"
+	f, err := d.Open(name)
+	if err != nil {
+		return nil // a new node's
+	}
+	size, _ := f.Size()
+	b := make([]byte, size)
+	f.ReadAt(b, 0)
+	f.Close()
+	if !failedDisk.Match(b) {
+		return nil
+	}
+	if err := d.Remove(name); err != nil {
+		return err
+	}
+	if f, err = d.Create(name); err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(failedDisk.ReplaceAll(b, nil), 0); err != nil {
+		return err
+	}
+	return errors.Join(f.Datasync(), d.SyncDir("/d/epoch"))
 }
 
 func (f *diskFaults) clear() {

@@ -198,6 +198,9 @@ func (m *machine) run() {
 	w.mu.Lock()
 	disk := m.disk
 	w.mu.Unlock()
+	if err := mend(disk); err != nil {
+		w.t.Errorf("mend %s: %v", m.host, err)
+	}
 	n, err := node.Start(node.Config{Dirs: []string{"/d"}, Listen: m.host + ":7000", Zone: m.zone, VNodes: m.vnodes, Net: w.net.Host(m.host), Raft: m.raft,
 		Store: objstore.Config{FS: disk, SegmentBytes: 256 << 10, JournalBytesMax: 2 << 20, ReserveBytes: 256 << 10, TableCacheBytes: 1 << 20,
 			CheckpointInterval: 5 * time.Second, ScrubBytesPerSecond: -1},
