@@ -164,6 +164,7 @@ type world struct {
 
 	entries, cuts, lives int  // done so far
 	early                bool // the first cut came before the end of its steps
+	long                 bool // a run that may have cuts nobody asked for
 }
 
 // mood is what a run does more often than others: runs that differ find more
@@ -277,7 +278,7 @@ func (w *world) step() error {
 		w.note("kill")
 		abandonStore(w.s)
 		err := w.reopen()
-		if err == nil && w.fs.Before == nil && w.rng.IntN(3) == 0 { // and soon the power goes as well
+		if err == nil && w.fs.Before == nil && w.long && w.rng.IntN(3) == 0 { // and soon the power goes as well
 			w.fs.CutAtSync(1 + w.rng.IntN(8))
 		}
 		return err
@@ -676,6 +677,7 @@ func runWorld(seed uint64, steps int, cuts ...int) (w *world, err error) {
 			abandonStore(w.s)
 		}
 	}()
+	w.long = steps >= 100
 	for i, k := range cuts {
 		if k > 0 {
 			w.fs.CutAtSync(k)
