@@ -3,7 +3,21 @@
 declare -A node_pid=()
 declare -A node_flags=() # words that `sheep daemon` of node N is always started with
 
-addr() { echo "127.0.$SUBNET.$1"; }
+# net_up N: N hosts of this run's own and one more for clients, $CLIENT. Needs root; without it the story ends here. net: the rig's cuts.
+net_up() {
+  [ "$(id -u)" = 0 ] || { echo "    skipped: needs root for network namespaces"; exit 0; }
+  NET=sd$$ CLIENT=$(($1 + 1))
+  export NET
+  "$rig_src/netns-up" "$CLIENT" || die "cannot make network namespaces"
+}
+net() { "$rig_src/net" "$@"; }
+net_down() { [ -z "${NET:-}" ] || "$rig_src/netns-down"; }
+
+# Nodes are hosts of their own (network namespaces) after net_up, else addresses of this machine. inside N: the words before a command that is to
+# run on node N's host.
+addr() { echo "$(net_of).$1"; }
+net_of() { [ -n "${NET:-}" ] && echo 10.77.0 || echo "127.0.$SUBNET"; }
+inside() { [ -z "${NET:-}" ] || echo "nsenter --net=/run/netns/${NET}h$1"; }
 node_dir() { echo "${NODE_DIRS:-$W}/n$1${NODE_SUBDIR:-}"; }
 node_socket() { echo "$(node_dir "$1")/nbd.sock"; }
 # uri N NAME[:TAG]: an export by node N's unix socket; tcp_uri: by TCP
@@ -11,15 +25,15 @@ uri() { echo "nbd+unix:///$2?socket=$(node_socket "$1")"; }
 tcp_uri() { echo "nbd://$(addr "$1")/$2"; }
 
 # on N ARGS...: sheep, asking node N.
-on() { local n=$1; shift; SHEEP_ADDRESS=$(addr "$n"):7000 timeout "${CLI_LIMIT:-60}" sheep "$@"; }
+on() { local n=$1; shift; SHEEP_ADDRESS=$(addr "$n"):7000 $(inside "$n") timeout "${CLI_LIMIT:-60}" sheep "$@"; }
 
 # node_start N [flags...]: starts node N (its directory may hold an earlier life's data); does not wait.
 node_start() {
   local n=$1; shift
   mkdir -p "$(node_dir "$n")"
   echo "=== start $(date +%T.%N)" >>"$W/n$n.log"
-  sheep daemon "$(node_dir "$n")" --listen "$(addr "$n"):7000" --gossip-port 7946 --join "${JOIN:-$(addr 1),$(addr 2),$(addr 3)}" \
-    --nbd "$(addr "$n"):10809" ${node_flags[$n]:-} "$@" >>"$W/n$n.log" 2>&1 &
+  $(inside "$n") sheep daemon "$(node_dir "$n")" --listen "$(addr "$n"):7000" --gossip-port 7946 --join "${JOIN:-$(addr 1),$(addr 2),$(addr 3)}" \
+    --nbd "$(addr "$n"):10809" ${NET:+--nbd-insecure} ${node_flags[$n]:-} "$@" >>"$W/n$n.log" 2>&1 &
   node_pid[$n]=$!; track $!
 }
 
@@ -64,7 +78,7 @@ node_vanish() {
 node_stop() { kill "${node_pid[$1]}"; wait_until 20 gone "${node_pid[$1]}" && wait "${node_pid[$1]}" 2>/dev/null; }
 
 # raft_leader N: the number of the node that leads, as node N knows; empty when there is none.
-raft_leader() { on "${1:-1}" cluster info --json | jq -r '.leader // empty' | sed -nE "s/^127\.0\.$SUBNET\.([0-9]+)(:.*)?$/\1/p"; }
+raft_leader() { on "${1:-1}" cluster info --json | jq -r '.leader // empty' | sed -nE "s/^$(net_of)\.([0-9]+)(:.*)?$/\1/p"; }
 has_leader() { [ -n "$(raft_leader "$1")" ]; }
 
 # node_field N JQ-FILTER: something of node N's record in `node info --json`, asked of node ${ASK:-1}.
@@ -90,11 +104,11 @@ same_list() {
   done
 }
 
-# nbd_serve SOCKET NAME[:SNAP] [flags]: sheep-nbd, knowing all nodes; its pid in $spawned. Waits for the socket.
+# nbd_serve SOCKET NAME[:SNAP] [flags]: sheep-nbd, knowing nodes 1 to 3, on host $CLIENT; its pid in $spawned. Waits for the socket.
 nbd_serve() {
   local sock=$1 name=$2; shift 2
   echo "=== start $name" >>"$W/sheep-nbd.log"
-  sheep-nbd -a "$(addr 1),$(addr 2),$(addr 3)" -t -k "$sock" "$@" "$name" >>"$W/sheep-nbd.log" 2>&1 &
+  $(inside "${CLIENT:-1}") sheep-nbd -a "$(addr 1),$(addr 2),$(addr 3)" -t -k "$sock" "$@" "$name" >>"$W/sheep-nbd.log" 2>&1 &
   track $!
   wait_until 15 test -S "$sock"
 }

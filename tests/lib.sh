@@ -90,6 +90,7 @@ finish() {
   [ "$rc" = 0 ] || [ $story_failed -gt 0 ] || result FAIL "ran to its end" 0
   [ $story_failed = 0 ] || { status=FAIL; tell_logs; }
   stop_started
+  net_down
   declare -F story_cleanup >/dev/null && story_cleanup
   if [ -n "${KEEP:-}" ]; then echo "    kept: $W"; else rm -rf "$W"; fi
   took=$(($(now_ms) - story_start))

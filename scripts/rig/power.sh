@@ -2,7 +2,7 @@
 #
 #   disk_up    W how fs size   makes W/disk and mounts it on W/m; MKFS_FLAGS are ext4's
 #   disk_cut   W               the power fails: whatever the scheme does not keep is gone
-#   disk_again W               what is left is mounted on W/m again (plainly: on a healthy disk)
+#   disk_again W [how]         what is left is mounted on W/m again (plainly, on a healthy disk, unless how says otherwise)
 #   disk_down  W               unmounts; removes nothing
 #
 # how = volatile: nbdkit's cache filter in writeback mode, as a FUSE file, as a loop device: a disk with a volatile write cache, whose
@@ -22,16 +22,23 @@ unmount() {
   wait_until 5 not_mounted "$1"
 }
 
+# disk_back W how: what W/disk becomes seen through, in $back.
+disk_back() {
+  local w=$1
+  echo "$2" >"$w/how"
+  back=$w/disk
+  [ "$2" = volatile ] || return 0
+  : >"$w/view"
+  nbdkit -U "$w/s" -P "$w/nbdkit.pid" --filter=cache file "$w/disk" cache=writeback cache-max-size=2G cache-on-read=false
+  nbdfuse "$w/view" --unix "$w/s" 2>"$w/nbdfuse.log" & echo $! >"$w/nbdfuse.pid"; disown
+  wait_until 10 mounted "$w/view" || die "nbdfuse did not mount"
+  back=$w/view
+}
+
 disk_up() {
-  local w=$1 how=$2 fs=$3 size=$4 back=$1/disk
-  mkdir -p "$w/m"; echo "$how" >"$w/how"; truncate -s "$size" "$w/disk"
-  if [ "$how" = volatile ]; then
-    : >"$w/view"
-    nbdkit -U "$w/s" -P "$w/nbdkit.pid" --filter=cache file "$w/disk" cache=writeback cache-max-size=2G cache-on-read=false
-    nbdfuse "$w/view" --unix "$w/s" 2>"$w/nbdfuse.log" & echo $! >"$w/nbdfuse.pid"; disown
-    wait_until 10 mounted "$w/view" || die "nbdfuse did not mount"
-    back=$w/view
-  fi
+  local w=$1 how=$2 fs=$3 size=$4 back
+  mkdir -p "$w/m"; truncate -s "$size" "$w/disk"
+  disk_back "$w" "$how"
   case $fs in
     ext4) mkfs.ext4 -q -F -E lazy_itable_init=0,lazy_journal_init=0 ${MKFS_FLAGS:-} "$back" ;;
     *) "mkfs.$fs" -q "$back" ;;
@@ -63,8 +70,9 @@ disk_down() {
 }
 
 disk_again() {
+  local back
   disk_down "$1"
-  echo plain >"$1/how"
-  losetup --show -f "$1/disk" >"$1/loop"
+  disk_back "$1" "${2:-plain}"
+  losetup --show -f "$back" >"$1/loop"
   mount "$(cat "$1/loop")" "$1/m"
 }

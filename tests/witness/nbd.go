@@ -24,6 +24,7 @@ type nbdOptions struct {
 	flushEvery    int64
 	reads         int
 	reconnect     time.Duration
+	noSpace       time.Duration
 	strict        bool
 	rate          float64
 	seed          uint64
@@ -56,6 +57,7 @@ func nbdMain(args []string) error {
 	fs.Int64Var(&o.flushEvery, "flush-every", 64, "flush after so many writes (0: only at the end)")
 	fs.IntVar(&o.reads, "reads", 20, "percent of requests that are verified reads")
 	fs.DurationVar(&o.reconnect, "reconnect", 0, "on a lost connection, try the targets in turn for so long")
+	fs.DurationVar(&o.noSpace, "no-space", 0, "send again for so long what is refused for want of space, as a virtual machine that waits for some")
 	fs.BoolVar(&o.strict, "strict", false, "expect all that was acknowledged, not only what was flushed")
 	fs.Float64Var(&o.rate, "rate", 0, "requests a second at most (0: no limit)")
 	fs.Uint64Var(&o.seed, "seed", 1, "of the content and of the order")
@@ -98,6 +100,7 @@ type nbdClient struct {
 	reconnects int
 
 	writes, readsDone, flushes atomic.Int64
+	noSpace                    atomic.Int64 // answers that there is no space
 	stopping                   atomic.Bool
 	failure                    atomic.Pointer[error]
 	gaps                       gapMeter
@@ -228,8 +231,8 @@ func (c *nbdClient) report(reason string) error {
 	c.mu.Lock()
 	reconnects := c.reconnects
 	c.mu.Unlock()
-	fmt.Printf("NBD-END reason=%s writes=%d reads=%d flushes=%d reconnects=%d longest-gap=%.3f at=%.1f longest-request=%.3f\n",
-		reason, c.writes.Load(), c.readsDone.Load(), c.flushes.Load(), reconnects, longest.Seconds(), at.Seconds(), call.Seconds())
+	fmt.Printf("NBD-END reason=%s writes=%d reads=%d flushes=%d reconnects=%d longest-gap=%.3f at=%.1f longest-request=%.3f no-space=%d\n",
+		reason, c.writes.Load(), c.readsDone.Load(), c.flushes.Load(), reconnects, longest.Seconds(), at.Seconds(), call.Seconds(), c.noSpace.Load())
 	return c.ledger.save(c.o.state)
 }
 
@@ -305,13 +308,18 @@ func (c *nbdClient) flushNow() error {
 	return nil
 }
 
-// retry runs one request, and again on a new connection when its own was lost and -reconnect allows.
+// retry runs one request, and again on a new connection when its own was lost and -reconnect allows, or when there was no space and -no-space does.
 func (c *nbdClient) retry(request func(*nbdConn) error) error {
-	for {
+	for began := time.Now(); ; {
 		c.mu.Lock()
 		conn := c.conn
 		c.mu.Unlock()
 		err := request(conn)
+		if errors.Is(err, syscall.ENOSPC) && time.Since(began) < c.o.noSpace {
+			c.noSpace.Add(1)
+			time.Sleep(50 * time.Millisecond)
+			continue
+		}
 		if err == nil || !errors.Is(err, errLost) || c.o.reconnect == 0 {
 			return err
 		}
