@@ -100,10 +100,15 @@ func (s *Store) scrubLoop() {
 			s.saveScrub()
 			saved, noted = 0, time.Now()
 		}
-		rate := max(1, s.scrub.rate.Load())
-		due := time.Duration(float64(max(n, BlockSize)) / float64(rate) * float64(time.Second))
-		if !s.scrubWait(due - time.Since(start)) {
-			return
+		for s.scrub.rate.Load() > 0 { // as fast as it is to be now, however often that changes
+			due := time.Duration(float64(max(n, BlockSize)) / float64(max(1, s.scrub.rate.Load())) * float64(time.Second))
+			left := due - time.Since(start)
+			if left <= 0 {
+				break
+			}
+			if !s.scrubWait(left) {
+				return
+			}
 		}
 	}
 }

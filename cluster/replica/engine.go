@@ -74,6 +74,7 @@ type Engine struct {
 	applied chan struct{} // closed and replaced when a newer map is in use
 
 	early    sparse
+	pace     pace
 	proposer proposer
 	resyncer resyncer
 	closings closings
@@ -97,6 +98,7 @@ type Stats struct {
 	Repaired                  atomic.Int64 // blocks and objects that were written anew by us as the primary, for reads and scrubs of any replica
 	RotRepaired, RotLeft      atomic.Int64 // what scrubs of our disks found: repaired, and with no good copy anywhere
 	Compared, Differ          atomic.Int64 // objects whose tables were compared on all replicas, and those that were not equal
+	ResyncAllowed             atomic.Int64 // bytes a second that may be copied now
 }
 
 // view is a map in use, with what is derived from it.
@@ -358,6 +360,9 @@ func (e *Engine) tick() {
 		now := time.Now()
 		for _, p := range peers {
 			p.check(now)
+		}
+		if n%paceTicks == 0 {
+			e.lookAtPace()
 		}
 		seldom := n%seldomTicks == 0
 		for _, g := range e.groupList() {

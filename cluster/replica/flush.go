@@ -1,6 +1,8 @@
 package replica
 
 import (
+	"time"
+
 	"github.com/sheepdog-go/sheepdog/cluster/state"
 	"github.com/sheepdog-go/sheepdog/cluster/wire"
 )
@@ -19,6 +21,7 @@ type flushWaiter struct {
 type flushRound struct {
 	upTo    uint64 // what it makes durable
 	granted uint64
+	began   time.Duration // since start
 	waiters []flushWaiter
 	local   bool             // our own journal is still to come
 	members []*member        // whose answers are still to come
@@ -48,7 +51,7 @@ func (f *flushState) start(g *group, b *wire.Batch) {
 	if f.round != nil || len(f.next) == 0 {
 		return
 	}
-	rd := &flushRound{upTo: g.commit, granted: g.granted, waiters: f.next, local: true, retry: map[*member]bool{}}
+	rd := &flushRound{upTo: g.commit, granted: g.granted, began: time.Since(start), waiters: f.next, local: true, retry: map[*member]bool{}}
 	f.round, f.next = rd, nil
 	for _, m := range g.members {
 		if g.required(m) || m.ready && !broken("R11") { // R9, R11
@@ -121,6 +124,7 @@ func (f *flushState) finish(g *group, rd *flushRound, b *wire.Batch) {
 		return
 	}
 	f.round = nil
+	g.e.pace.flushes.note(time.Since(start) - rd.began)
 	g.durable = max(g.durable, rd.upTo)
 	for _, w := range rd.waiters {
 		if w.lsn > rd.upTo { // came between; cannot be, but a flush must never lie

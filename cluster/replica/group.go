@@ -100,6 +100,7 @@ type entry struct {
 	objstore.Entry
 	owner wire.Holder   // of Data
 	req   *wire.Request // whom to answer when it is committed; nil: nobody
+	began time.Duration // when it was numbered, since start; 0: not measured
 }
 
 var entryPool = sync.Pool{New: func() any { return new(entry) }}

@@ -19,11 +19,11 @@ import (
 // Until its object is copied, the replica gets an empty entry in place of each that changes it: the copy has it.
 
 const (
-	resyncsMax    = 32        // groups that a primary brings up to date at once; most missed little or nothing
-	copyFrame     = 256 << 10 // bytes of blocks in one frame
-	resyncRetry   = 500 * time.Millisecond
-	callLimit     = 20 * time.Second // of one step
-	resyncDefault = 100 << 20        // bytes per second, where the settings say nothing
+	resyncsMax  = 512       // groups that a primary compares at once: most missed little or nothing, and share what they wait for, which is syncs of the replica's disk
+	copiersMax  = 2         // of them, those that copy objects: writes to an object wait while the last of it follows
+	copyFrame   = 256 << 10 // bytes of blocks in one frame
+	resyncRetry = 500 * time.Millisecond
+	callLimit   = 20 * time.Second // of one step
 )
 
 // joiner is the state of one resync.
@@ -60,9 +60,10 @@ func (j *joiner) lacks(en *entry) bool {
 
 // resyncer starts resyncs of what this node is primary of.
 type resyncer struct {
-	e     *Engine
-	wake  chan struct{}
-	slots chan struct{}
+	e       *Engine
+	wake    chan struct{}
+	slots   chan struct{}
+	copiers chan struct{}
 
 	mu     sync.Mutex
 	failed map[*group]time.Time // not to be tried again before
@@ -71,7 +72,7 @@ type resyncer struct {
 }
 
 func (s *resyncer) init(e *Engine) {
-	s.e, s.wake, s.slots = e, make(chan struct{}, 1), make(chan struct{}, resyncsMax)
+	s.e, s.wake, s.slots, s.copiers = e, make(chan struct{}, 1), make(chan struct{}, resyncsMax), make(chan struct{}, copiersMax)
 	s.failed, s.filled = map[*group]time.Time{}, time.Now()
 }
 
@@ -239,12 +240,31 @@ func (s *resyncer) bring(g *group, x *member, j *joiner, granted uint64, inSet b
 	if err := r.begin(pos); err != nil {
 		return err
 	}
+	if err := r.copyAll(); err != nil {
+		return err
+	}
+	return r.end()
+}
+
+// copyAll copies what differs, when it is its turn: a takeover's always is.
+func (r *resync) copyAll() error {
+	if len(r.todo) == 0 {
+		return nil
+	}
+	if !r.inSet {
+		select {
+		case r.limit.copiers <- struct{}{}:
+			defer func() { <-r.limit.copiers }()
+		case <-r.j.ctx.Done():
+			return context.Cause(r.j.ctx)
+		}
+	}
 	for key := range r.todo {
 		if err := r.copyObject(key); err != nil {
 			return fmt.Errorf("copy object %v: %w", key, err)
 		}
 	}
-	return r.end()
+	return nil
 }
 
 // connect waits for a connection to x.
@@ -462,7 +482,8 @@ func (r *resync) waitCommitted(lsn uint64) error {
 	}
 }
 
-// copyObject makes the replica's object what ours is. Writes to it are parked while it is read; that is milliseconds.
+// copyObject makes the replica's object what ours is. Most of it is copied while writes go on; they are parked while what changed meanwhile follows
+// and the object is installed: milliseconds.
 func (r *resync) copyObject(key objstore.Key) error {
 	var keyMeta [8]byte
 	wireKey(keyMeta[:], key)
@@ -477,6 +498,9 @@ func (r *resync) copyObject(key objstore.Key) error {
 			return err
 		}
 		eachPresent(u, func(vb versionBlock, crc uint32) { theirs[vb] = crc })
+	}
+	if err := r.sendAhead(key, theirs); err != nil {
+		return err
 	}
 	if err := r.quiet(key); err != nil {
 		return err
@@ -562,8 +586,33 @@ func (r *resync) loud(key objstore.Key) {
 	b.End()
 }
 
-// send copies the blocks that differ and has the replica install the object.
-func (r *resync) send(key objstore.Key, keyMeta []byte, theirs map[versionBlock]uint32) error {
+// sendAhead copies blocks as they are now, committed or not, to where nobody sees them: what counts is the object's description at its end. has is
+// what the replica holds, by checksum, and then what it was sent.
+func (r *resync) sendAhead(key objstore.Key, has map[versionBlock]uint32) error {
+	if err := r.store.Commit(); err != nil {
+		return err
+	}
+	u, err := r.st.Unit(key)
+	if errors.Is(err, objstore.ErrDamaged) || err == nil && u == nil {
+		return nil // send knows what to do
+	}
+	if err != nil {
+		return err
+	}
+	f := copyFramer{r: r, key: key, has: has, paid: true}
+	for vi := range u.Versions {
+		v := &u.Versions[vi]
+		for bi := range v.Blocks {
+			if err := f.block(v.Vid, &v.Blocks[bi]); err != nil && !errors.Is(err, errUnreadable) {
+				return err
+			}
+		}
+	}
+	return f.flush()
+}
+
+// send copies the blocks that still differ and has the replica install the object.
+func (r *resync) send(key objstore.Key, keyMeta []byte, has map[versionBlock]uint32) error {
 	if err := r.store.Commit(); err != nil {
 		return err
 	}
@@ -580,50 +629,86 @@ func (r *resync) send(key objstore.Key, keyMeta []byte, theirs map[versionBlock]
 		_, err := r.call(wire.KindCopyDrop, 0, keyMeta, nil)
 		return err
 	}
-	meta, data := wire.AppendCopyData(nil, uint64(key)), []byte(nil)
-	flush := func() error {
-		if len(data) == 0 {
-			return nil
-		}
-		_, err := r.call(wire.KindCopyData, 0, meta, data)
-		r.e.Stats.ResyncBytes.Add(int64(len(data)))
-		r.j.bytes.Add(int64(len(data)))
-		meta, data = wire.AppendCopyData(meta[:0], uint64(key)), data[:0]
-		return err
-	}
-	var block [objstore.BlockSize]byte
+	f := copyFramer{r: r, key: key, has: has}
 	for vi := range u.Versions {
 		v := &u.Versions[vi]
 		for bi := range v.Blocks {
 			bl := &v.Blocks[bi]
-			if bl.State != objstore.Present {
-				continue
-			}
-			if crc, ok := theirs[versionBlock{v.Vid, bl.Block}]; ok && crc == bl.CRC {
-				continue
-			}
-			if err := r.st.ReadSlotOf(key, v.Vid, int(bl.Block), block[:]); err != nil {
-				var bad *objstore.BlockError
-				if !errors.As(err, &bad) {
-					return err
-				}
+			err := f.block(v.Vid, bl)
+			if errors.Is(err, errUnreadable) {
 				bl.State, bl.CRC = objstore.Bad, 0 // a block bad everywhere travels as bad (STORE.md rule 13); repair heals it later
-				continue
-			}
-			item := wire.CopyItem{Vid: uint32(v.Vid), Block: bl.Block, CRC: bl.CRC}
-			meta, data = item.Append(meta), append(data, block[:]...)
-			r.e.Stats.ResyncBlocks.Add(1)
-			if len(data) >= copyFrame {
-				if err := flush(); err != nil {
-					return err
-				}
+			} else if err != nil {
+				return err
 			}
 		}
 	}
-	if err := flush(); err != nil {
+	if err := f.flush(); err != nil {
 		return err
 	}
 	_, err = r.call(wire.KindCopyEnd, 0, u.Append(nil), nil)
+	return err
+}
+
+// copyFramer gathers blocks of an object into frames.
+type copyFramer struct {
+	r          *resync
+	key        objstore.Key
+	has        map[versionBlock]uint32
+	paid       bool // each frame waits for the pace before it goes: only while nothing is parked
+	meta, data []byte
+	buf        [objstore.BlockSize]byte
+}
+
+// errUnreadable says that we have no good copy of a block.
+var errUnreadable = errors.New("no good copy of the block here")
+
+// block adds a block that the replica has not.
+func (f *copyFramer) block(vid objstore.Vid, bl *objstore.UnitBlock) error {
+	vb := versionBlock{vid, bl.Block}
+	if bl.State != objstore.Present {
+		return nil
+	}
+	if crc, ok := f.has[vb]; ok && crc == bl.CRC {
+		return nil
+	}
+	if err := f.r.st.ReadSlotOf(f.key, vid, int(bl.Block), f.buf[:]); err != nil {
+		var bad *objstore.BlockError
+		if errors.As(err, &bad) || f.paid && errors.Is(err, objstore.ErrStale) {
+			return errUnreadable
+		}
+		return err
+	}
+	crc := bl.CRC
+	if f.paid { // it may have changed since it was described
+		crc = wire.Checksum(f.buf[:])
+	}
+	f.has[vb] = crc
+	item := wire.CopyItem{Vid: uint32(vid), Block: bl.Block, CRC: crc}
+	if len(f.data) == 0 {
+		f.meta = wire.AppendCopyData(f.meta[:0], uint64(f.key))
+	}
+	f.meta, f.data = item.Append(f.meta), append(f.data, f.buf[:]...)
+	f.r.e.Stats.ResyncBlocks.Add(1)
+	if len(f.data) >= copyFrame {
+		return f.flush()
+	}
+	return nil
+}
+
+// flush sends what was gathered.
+func (f *copyFramer) flush() error {
+	if len(f.data) == 0 {
+		return nil
+	}
+	if f.paid {
+		if err := f.r.limit.take(f.r.j.ctx, len(f.data)); err != nil {
+			return err
+		}
+	}
+	_, err := f.r.call(wire.KindCopyData, 0, f.meta, f.data)
+	f.r.e.Stats.ResyncBytes.Add(int64(len(f.data)))
+	f.r.j.bytes.Add(int64(len(f.data)))
+	f.data = f.data[:0]
 	return err
 }
 
@@ -665,16 +750,14 @@ func (r *resync) end() error {
 	return err
 }
 
-// take waits until n bytes may be copied under the node's ceiling.
+// take waits until n bytes more may be copied at the node's pace.
 func (s *resyncer) take(ctx context.Context, n int) error {
+	s.e.pace.taken.Add(int64(n))
 	for {
-		rate := float64(s.e.agreed().Settings.RecoverySpeed)
-		if rate <= 0 {
-			rate = resyncDefault
-		}
+		rate := float64(s.e.resyncSpeed())
 		s.mu.Lock()
 		now := time.Now()
-		s.tokens = min(s.tokens+rate*now.Sub(s.filled).Seconds(), rate/4)
+		s.tokens = min(s.tokens+rate*now.Sub(s.filled).Seconds(), rate/8)
 		s.filled = now
 		ok := s.tokens > 0
 		if ok {

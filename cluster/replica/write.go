@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/sheepdog-go/sheepdog/cluster/state"
 	"github.com/sheepdog-go/sheepdog/cluster/wire"
@@ -195,6 +196,9 @@ func (g *group) number(en *entry, r *wire.Request, b *wire.Batch) bool {
 		return false
 	}
 	en.req = r
+	if r != nil && en.Number.LSN%paceSample == 0 {
+		en.began = time.Since(start)
+	}
 	g.busy.Store(true)
 	g.last++
 	g.tail = append(g.tail, en)
@@ -342,6 +346,9 @@ func (g *group) committed(en *entry, b *wire.Batch) {
 		return
 	}
 	en.req = nil
+	if en.began != 0 {
+		g.e.pace.writes.note(time.Since(start) - en.began)
+	}
 	r.Done = wire.Done{Term: en.Number.Term, LSN: en.Number.LSN, Index: g.e.agreed().Index}
 	if r.Flags&wire.FlagFUA != 0 {
 		g.flushes.add(g, r, en.Number.LSN, b)

@@ -19,6 +19,7 @@ func DefaultSettings() Settings {
 		RecoverySpeed: 100 << 20,
 		RecoveryFloor: 10 << 20,
 		ScrubSpeed:    10 << 20,
+		ScrubFloor:    1 << 20,
 		CollectSpeed:  4096,
 	}
 }

@@ -56,9 +56,10 @@ type Epoch struct {
 type Settings struct {
 	RebuildAfter  time.Duration `json:"rebuildAfter"`  // down this long becomes out; default 10 min
 	ResumeWait    time.Duration `json:"resumeWait"`    // R6: how long a set whose members all restarted waits for those not back; default 30 s
-	RecoverySpeed int64         `json:"recoverySpeed"` // ceiling of resync per node, bytes per second; 0: default 100 MiB/s
+	RecoverySpeed int64         `json:"recoverySpeed"` // most that resync takes per node, bytes per second; 0: default 100 MiB/s
 	RecoveryFloor int64         `json:"recoveryFloor"` // what resync always gets, bytes per second; 0: default 10 MiB/s
-	ScrubSpeed    int64         `json:"scrubSpeed"`    // bytes per second and disk
+	ScrubSpeed    int64         `json:"scrubSpeed"`    // most that a scrub takes per disk, bytes per second; 0: default 10 MiB/s
+	ScrubFloor    int64         `json:"scrubFloor"`    // what a scrub always gets, bytes per second and disk; 0: default 1 MiB/s
 	CollectSpeed  int64         `json:"collectSpeed"`  // objects per second and node that the collector frees; 0: default 4096
 }
 

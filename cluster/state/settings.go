@@ -13,7 +13,7 @@ const (
 )
 
 // SettingKeys are the names that Set takes, in the order they are shown.
-var SettingKeys = []string{"rebuild-after", "resume-wait", "recovery-speed", "recovery-floor", "scrub-speed", "collect-speed"}
+var SettingKeys = []string{"rebuild-after", "resume-wait", "recovery-speed", "recovery-floor", "scrub-speed", "scrub-floor", "collect-speed"}
 
 // set changes one setting; the value "default" takes it back.
 func (e *edit) set(c *Set) *Error {
@@ -29,6 +29,8 @@ func (e *edit) set(c *Set) *Error {
 		return setSpeed(&s.RecoveryFloor, d.RecoveryFloor, c)
 	case "scrub-speed":
 		return setSpeed(&s.ScrubSpeed, d.ScrubSpeed, c)
+	case "scrub-floor":
+		return setSpeed(&s.ScrubFloor, d.ScrubFloor, c)
 	case "collect-speed":
 		return setSpeed(&s.CollectSpeed, d.CollectSpeed, c)
 	}

@@ -11,6 +11,9 @@ import (
 // reviveTry bounds one try to have the cluster agree; it is tried until the node stops.
 const reviveTry = 10 * time.Second
 
+// scrubPacing is how often the speed of scrubs is looked at.
+const scrubPacing = time.Second
+
 const leaveTry = 3 * time.Second
 
 // revive takes the cluster out of a shutdown: `cluster shutdown` marks it as stopped on purpose, so that sets do not shrink while everybody leaves;
@@ -31,20 +34,21 @@ func (n *runningNode) revive(ctx context.Context) {
 	}
 }
 
-// followSettings hands on what `cluster set` changes for disks: how fast they are scrubbed.
-func (n *runningNode) followSettings(ctx context.Context) {
-	sub := n.node.Subscribe()
-	defer sub.Cancel()
+// paceScrub has disks scrubbed as fast as clients and `cluster set` leave room for.
+func (n *runningNode) paceScrub(ctx context.Context) {
+	again := time.NewTicker(scrubPacing)
+	defer again.Stop()
 	for {
-		if m := n.node.Map(); m.Formatted() {
+		if n.node.Map().Formatted() {
+			rate := n.node.Engine().ScrubSpeed()
 			for _, st := range n.node.Stores() {
-				if rate := m.Settings.ScrubSpeed; st.Scrub().Rate != rate {
+				if st.Scrub().Rate != rate {
 					st.SetScrubRate(rate)
 				}
 			}
 		}
 		select {
-		case <-sub.C:
+		case <-again.C:
 		case <-ctx.Done():
 			return
 		}

@@ -68,7 +68,7 @@ func startNode(ctx context.Context, o *nodeOptions, log *slog.Logger) (*runningN
 	settle, cancel := context.WithCancel(context.Background())
 	n.unsettle = cancel
 	n.settling.Go(func() { n.revive(settle) })
-	n.settling.Go(func() { n.followSettings(settle) })
+	n.settling.Go(func() { n.paceScrub(settle) })
 	n.settling.Go(func() {
 		if err := n.checkAfter(settle); err != nil {
 			n.broken <- err

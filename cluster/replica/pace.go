@@ -1,0 +1,120 @@
+package replica
+
+import (
+	"math"
+	"sync/atomic"
+	"time"
+
+	"github.com/sheepdog-go/sheepdog/cluster/state"
+)
+
+// pace says how much resync and scrub may take between their floor and their ceiling: what clients leave. Clients tell by how long their writes take
+// from their number to their commit, and flushes from their round's begin to its end, against how long that takes while nothing, or no more
+// than the floor, is copied. Where that is longer by more than paceSlack the share shrinks at once, else it grows slowly; with no client about, it is all.
+type pace struct {
+	writes, flushes gauge
+	taken           atomic.Int64  // bytes copied since the last look
+	share           atomic.Uint64 // bits of a float64, 0 to 1
+	quiet           int           // looks in a row in which no client did anything; the ticker's alone
+}
+
+const (
+	paceTicks  = 2    // ticks between two looks
+	paceSlack  = 1.4  // clients keep 70 % of their speed
+	paceShrink = 0.7  // of the share, at one look
+	paceGrow   = 0.04 // at one look
+	paceStart  = 0.3  // what begins beside clients at most has
+	paceQuiet  = 5    // looks without any client after which there is none
+	paceSample = 8    // one write in so many is measured
+)
+
+// gauge is how long something takes now and how long it does when nothing is in its way.
+type gauge struct {
+	n, sum atomic.Int64
+	normal float64 // the ticker's alone
+}
+
+func (ga *gauge) note(d time.Duration) {
+	ga.n.Add(1)
+	ga.sum.Add(int64(d))
+}
+
+// look returns how much longer than normal it took since the last look, 0 where that is not known. calm: this is what is normal.
+func (ga *gauge) look(calm bool, weight float64) float64 {
+	n := ga.n.Load()
+	if n < 4 {
+		return 0
+	}
+	mean := float64(ga.sum.Swap(0)) / float64(n)
+	ga.n.Add(-n)
+	switch {
+	case ga.normal == 0:
+		ga.normal = mean
+	case calm:
+		ga.normal += (mean - ga.normal) * weight
+	}
+	return mean / max(ga.normal, 1)
+}
+
+// look is called every paceTicks ticks. floor is what is always allowed, in bytes a second.
+func (p *pace) look(floor float64) {
+	seconds := (paceTicks * tickInterval).Seconds()
+	taken := float64(p.taken.Swap(0))
+	some := p.writes.n.Load()+p.flushes.n.Load() > 0
+	calm, weight := taken <= 1.2*floor*seconds, 1.0/64
+	if taken == 0 {
+		weight = 1.0 / 16
+	}
+	slower := max(p.writes.look(calm, weight), p.flushes.look(calm, weight))
+	share := p.get()
+	if some {
+		p.quiet = 0
+	} else {
+		p.quiet++
+	}
+	switch {
+	case p.quiet >= paceQuiet:
+		share = 1
+	case slower > paceSlack && !calm:
+		share *= paceShrink
+	case taken == 0:
+		share = paceStart
+	case slower > 0 || calm:
+		share = min(1, share+paceGrow)
+	}
+	p.share.Store(math.Float64bits(share))
+}
+
+func (p *pace) get() float64 { return math.Float64frombits(p.share.Load()) }
+
+// between is where the share is between a floor and a ceiling.
+func (p *pace) between(floor, ceiling int64) int64 {
+	return min(floor, ceiling) + int64(p.get()*float64(max(0, ceiling-floor)))
+}
+
+// resyncSpeed is how many bytes a second this node may copy to others now.
+func (e *Engine) resyncSpeed() int64 {
+	s := &e.agreed().Settings
+	d := state.DefaultSettings()
+	return e.pace.between(orDefault(s.RecoveryFloor, d.RecoveryFloor), orDefault(s.RecoverySpeed, d.RecoverySpeed))
+}
+
+// ScrubSpeed is how many bytes a second each disk of this node may be scrubbed at now.
+func (e *Engine) ScrubSpeed() int64 {
+	s := &e.agreed().Settings
+	d := state.DefaultSettings()
+	return e.pace.between(orDefault(s.ScrubFloor, d.ScrubFloor), orDefault(s.ScrubSpeed, d.ScrubSpeed))
+}
+
+func orDefault(v, d int64) int64 {
+	if v <= 0 {
+		return d
+	}
+	return v
+}
+
+// lookAtPace is the ticker's.
+func (e *Engine) lookAtPace() {
+	e.pace.look(float64(orDefault(e.agreed().Settings.RecoveryFloor, state.DefaultSettings().RecoveryFloor)))
+	e.Stats.ResyncAllowed.Store(e.resyncSpeed())
+}
