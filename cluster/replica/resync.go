@@ -19,9 +19,10 @@ import (
 // Until its object is copied, the replica gets an empty entry in place of each that changes it: the copy has it.
 
 const (
-	resyncsMax  = 512       // groups that a primary compares at once: most missed little or nothing, and share what they wait for, which is syncs of the replica's disk
-	copiersMax  = 2         // of them, those that copy objects: writes to an object wait while the last of it follows
-	copyFrame   = 256 << 10 // bytes of blocks in one frame
+	resyncsMax  = 512                   // groups that a primary compares at once: most missed little or nothing, and share what they wait for, which is syncs of the replica's disk
+	copiersMax  = 2                     // of them, those that copy objects: writes to an object wait while the last of it follows
+	copyFrame   = 256 << 10             // bytes of blocks in one frame
+	scanPause   = 10 * time.Millisecond // between two looks at all groups
 	resyncRetry = 500 * time.Millisecond
 	callLimit   = 20 * time.Second // of one step
 )
@@ -90,7 +91,12 @@ func (s *resyncer) run() {
 		select {
 		case <-s.e.ctx.Done():
 			return
-		case <-s.wake:
+		case <-s.wake: // hundreds of resyncs may end at once: one look does for all
+			select {
+			case <-s.e.ctx.Done():
+				return
+			case <-time.After(scanPause):
+			}
 		case <-t.C:
 		}
 		s.scan()

@@ -1,0 +1,59 @@
+package replica
+
+import (
+	"testing"
+	"time"
+)
+
+// What resync and scrub may take: all without clients, the floor where clients feel it, and back when they do not.
+func TestPaceTakesWhatClientsLeave(t *testing.T) {
+	const floor, ceiling = 10 << 20, 100 << 20
+	var p pace
+	look := func(times int, clients bool, latency time.Duration, taken int64) {
+		for range times {
+			if clients {
+				for range 8 {
+					p.writes.note(latency)
+				}
+			}
+			p.taken.Add(taken)
+			p.look(floor)
+		}
+	}
+	look(2*paceQuiet, false, 0, 0)
+	if v := p.between(floor, ceiling); v != ceiling {
+		t.Fatalf("without clients: %d, want the ceiling", v)
+	}
+	look(50, true, time.Millisecond, 0)
+	if v := p.get(); v != paceStart {
+		t.Fatalf("beside clients, before anything is copied: %v of the range, want %v", v, paceStart)
+	}
+	const much = 5 << 20
+	look(20, true, 3*time.Millisecond, much)
+	if v := p.between(floor, ceiling); v > floor+(ceiling-floor)/100 {
+		t.Fatalf("clients take three times as long: %d, want about the floor of %d", v, floor)
+	}
+	look(40, true, 1100*time.Microsecond, much)
+	if v := p.between(floor, ceiling); v != ceiling {
+		t.Fatalf("clients do not feel it: %d, want the ceiling", v)
+	}
+	// A few slow writes are no evidence: nothing changes by them.
+	before := p.get()
+	p.taken.Add(much)
+	p.writes.note(time.Second)
+	p.look(floor)
+	if v := p.get(); v != before {
+		t.Fatalf("one write moved the share from %v to %v", before, v)
+	}
+}
+
+// A floor above the ceiling, or a ceiling below the floor's default, is the ceiling.
+func TestPaceFloorAboveCeiling(t *testing.T) {
+	var p pace
+	for range 2 * paceQuiet {
+		p.look(10 << 20)
+	}
+	if v := p.between(10<<20, 1<<20); v != 1<<20 {
+		t.Fatalf("%d, want the ceiling", v)
+	}
+}
