@@ -20,11 +20,14 @@ import (
 )
 
 // fleetNodes is how large TestFleet makes its cluster: 300 takes minutes.
-var fleetNodes = flag.Int("fleet", 24, "nodes of TestFleet's cluster")
+var fleetNodes = flag.Int("fleet", 20, "nodes of TestFleet's cluster")
 
 // TestFleet: whole nodes, hundreds of them if asked, in one process and in virtual time, in twenty zones: all join, the cluster is formatted, more join, a tenth is killed
 // at once and given up, and it heals. It states how long agreement took and how large what is agreed is.
 func TestFleet(t *testing.T) {
+	if testing.Short() {
+		t.Skip("many nodes")
+	}
 	sim(t, func(t *testing.T) {
 		all := *fleetNodes
 		began := time.Now()

@@ -84,6 +84,9 @@ var manyVDIs = flag.Int("vdis", 200, "disks of TestFailure58, each with 100 snap
 // long a command takes with it.
 func TestFailure58ManyVDIs(t *testing.T) {
 	const snaps = 100
+	if testing.Short() {
+		*manyVDIs = min(*manyVDIs, 20)
+	}
 	m, _ := cluster(t, 3, 3, 0)
 	began := time.Now()
 	taken := map[uint32]bool{}
