@@ -317,9 +317,11 @@ func (s *session) do(kind wire.Kind, first, last int, large, fua bool) {
 func (s *session) refused(e *event, err error) {
 	w, v := s.p.w, s.v
 	v.mu.Lock()
-	stolen := v.stolen
+	stolen, deleted := v.stolen, v.closed
 	v.mu.Unlock()
 	switch {
+	case deleted:
+		s.over.Store(true)
 	case errors.Is(err, client.ErrClosed):
 		s.over.Store(true)
 	case strings.Contains(err.Error(), "is fenced") || strings.Contains(err.Error(), "was deleted"):
