@@ -54,8 +54,8 @@ type ExportInfo struct {
 
 // Device is one export opened on one connection.
 //
-// Submit and Push are called by that connection's reader goroutine, one at a time. While a call runs, the connection
-// reads nothing more, so neither may block for long.
+// Submit and Push are called by that connection's goroutines, one call at a time. While a call runs, the connection reads little more (the
+// payloads of large writes), so neither may block for long.
 type Device interface {
 	// Submit starts a request. Exactly once [Request.Done] or [Request.Queue] must follow, from any goroutine, possibly
 	// before Submit returns, in any order among requests. The request is valid: within the export, and with flags

@@ -38,7 +38,8 @@ type Conn struct {
 	inBatch    bool   // a request was taken since the last endBatch
 	batchBytes int64  // what they move
 	pushing    bool   // something was submitted since the last Push
-	stalled    bool   // a deadline runs for the rest of a request
+	submitter  *submitter
+	stalled    bool // a deadline runs for the rest of a request
 	arrived    time.Time
 
 	drainedOnce bool // reader goroutine only: Shutdown's wake-up was seen
@@ -108,6 +109,9 @@ func (c *Conn) finish(err error) {
 	}
 	c.waitUntil(func() bool { return c.answered == c.taken && !c.writing && (c.dead != nil || c.queue.first == nil) })
 	c.cancel()
+	if c.submitter != nil {
+		c.submitter.end()
+	}
 	if err := c.dev.Close(); err != nil {
 		c.log.Warn("nbd device did not close well", "err", err)
 	}

@@ -186,6 +186,9 @@ func (c *Conn) submit(r *Request, payload uint64) error {
 			return nil
 		}
 	}
+	if c.handOff(r, payload) {
+		return nil
+	}
 	c.pushing = true
 	c.dev.Submit(r)
 	if c.batchBytes += cost; c.batchBytes >= pushBytes {

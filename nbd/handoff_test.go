@@ -1,0 +1,96 @@
+package nbd
+
+import (
+	"encoding/binary"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+)
+
+// TestHandOff: large and small requests in one stream. Calls of the Device never overlap, every request is answered once, and some go through
+// the submitter.
+func TestHandOff(t *testing.T) {
+	var inside, overlaps, handed, pushed atomic.Int32
+	var sum atomic.Uint64
+	call := func(f func()) {
+		if inside.Add(1) != 1 {
+			overlaps.Add(1)
+		}
+		f()
+		inside.Add(-1)
+	}
+	var waiting []*Request // guarded by the promise under test
+	b := &fakeBackend{info: allCan(1 << 30)}
+	b.submit = func(r *Request) {
+		call(func() {
+			if s := r.conn.submitter; s != nil {
+				s.mu.Lock()
+				if s.busy {
+					handed.Add(1)
+				}
+				s.mu.Unlock()
+			}
+			for _, x := range r.Data[:min(8, len(r.Data))] {
+				sum.Add(uint64(x))
+			}
+			if r.Offset%3 == 0 {
+				r.Queue(nil)
+				return
+			}
+			waiting = append(waiting, r)
+		})
+	}
+	b.push = func() {
+		call(func() {
+			pushed.Add(1)
+			for _, r := range waiting {
+				r.Queue(nil).Flush()
+			}
+			waiting = waiting[:0]
+		})
+	}
+	r := newRig(t, b)
+	w := r.ready(t, "x", simpleReplies)
+	const n = 3000
+	var sent uint64
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		rng := rand.New(rand.NewPCG(1, 2))
+		for i := range uint64(n) {
+			size := uint32(4096)
+			switch rng.IntN(4) {
+			case 0, 1:
+				size = 128 << 10
+			case 2:
+				w.nc.Write(request(cmdFlush, 0, i, 0, 0))
+				continue
+			}
+			data := make([]byte, size)
+			data[0], data[7] = byte(i), byte(i>>8)
+			sent += uint64(data[0]) + uint64(data[7])
+			w.nc.Write(append(request(cmdWrite, 0, i, i<<12, size), data...))
+		}
+	})
+	seen := make(map[uint64]bool)
+	for range n {
+		h := w.recv(simpleReplySize)
+		cookie := binary.BigEndian.Uint64(h[8:])
+		if binary.BigEndian.Uint32(h) != magicSimpleReply || binary.BigEndian.Uint32(h[4:]) != 0 || cookie >= n || seen[cookie] {
+			t.Fatalf("reply % x", h)
+		}
+		seen[cookie] = true
+	}
+	wg.Wait()
+	w.send(request(cmdDisc, 0, 1, 0, 0))
+	w.closed()
+	if k := overlaps.Load(); k > 0 {
+		t.Errorf("%d calls of the device overlapped another", k)
+	}
+	if handed.Load() == 0 {
+		t.Error("nothing went through the submitter")
+	}
+	if sum.Load() != sent {
+		t.Errorf("payloads add up to %d, sent %d", sum.Load(), sent)
+	}
+}
