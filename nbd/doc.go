@@ -22,6 +22,9 @@
 //	                                                              │ Done, Queue
 //	client ◄─ socket ◄─ sender ◄──────────── queue ◄──────────────┘
 //
+// A large write with more behind it is given to the connection's submitter goroutine, so that the Device takes it while the reader takes
+// the next one from the socket (handoff.go).
+//
 // Whoever answers while nobody sends becomes the sender, and takes along what others queue meanwhile. A sender never waits for
 // the socket: when it is full, the connection's writer goroutine takes over, so that a client that doesn't read holds up
 // nobody but itself.
