@@ -149,12 +149,18 @@ type FormatRequest struct {
 	Few       bool `json:"few"`   // also when there are fewer nodes than copies
 }
 
+// CheckRequest says what to check.
+type CheckRequest struct {
+	Groups []uint32 `json:"groups,omitempty"` // none: all
+}
+
 // CheckEvent is one line of /v1/check.
 type CheckEvent struct {
 	Node    state.NodeID `json:"node"`
 	Groups  int          `json:"groups"` // checked by that node so far
 	Total   int          `json:"total"`  // groups it has to check
 	Objects uint64       `json:"objects"`
+	Checked []uint32     `json:"checked,omitempty"` // groups compared since the node's last line
 	Finding string       `json:"finding,omitempty"` // something is not as it should be
 	Error   string       `json:"error,omitempty"`   // the check itself could not go on there
 	End     bool         `json:"end,omitempty"`     // the last line, or this node's last in the whole

@@ -185,13 +185,13 @@ func (c *Client) RemoveDisk(ctx context.Context, disk string) error {
 	return c.ask(ctx, http.MethodPost, "/v1/disk/remove", DiskRequest{disk}, nil)
 }
 
-// Check has all replicas compared, or those of the node's own primaries; event is called for each line.
-func (c *Client) Check(ctx context.Context, self bool, event func(CheckEvent)) error {
+// Check has all replicas compared, or those of the node's own primaries, of all groups or of those in only; event is called for each line.
+func (c *Client) Check(ctx context.Context, self bool, only []uint32, event func(CheckEvent)) error {
 	path := "/v1/check"
 	if self {
 		path += "?self=1"
 	}
-	r, err := c.do(ctx, http.MethodPost, path, struct{}{})
+	r, err := c.do(ctx, http.MethodPost, path, CheckRequest{only})
 	if err != nil {
 		return err
 	}

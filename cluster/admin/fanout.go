@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -131,6 +133,13 @@ func (s *Server) postCheck(w http.ResponseWriter, r *http.Request) {
 		s.answer(w, r, func(http.ResponseWriter, *http.Request) (any, error) { return nil, state.ErrUnformatted })
 		return
 	}
+	var req CheckRequest
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<20)).Decode(&req); err != nil && !errors.Is(err, io.EOF) {
+		s.answer(w, r, func(http.ResponseWriter, *http.Request) (any, error) {
+			return nil, fmt.Errorf("understand the request: %w", err)
+		})
+		return
+	}
 	w.Header().Set("Content-Type", "application/jsonl")
 	var mu sync.Mutex // one line at a time
 	out := json.NewEncoder(w)
@@ -142,45 +151,61 @@ func (s *Server) postCheck(w http.ResponseWriter, r *http.Request) {
 		flusher.Flush()
 	}
 	if r.URL.Query().Get("self") != "" {
-		s.checkSelf(r.Context(), event)
+		s.checkSelf(r.Context(), req.Groups, event)
 		return
 	}
 	s.checkAll(r.Context(), event)
 }
 
+// checkPasses is how often groups are looked for again that got another primary while it was their turn.
+const checkPasses = 5
+
 // checkAll has every node check its primaries. Groups that nobody checked, because no primary serves them now, are an error.
 func (s *Server) checkAll(ctx context.Context, event func(CheckEvent)) {
 	self := s.node.ID()
-	m := s.node.Map()
-	nodes := nodesOf(m)
-	checked := make([]int, len(nodes))
-	each(nodes, func(i int, n *Node) {
+	var missing []uint32 // none: all, in the first pass
+	for range checkPasses {
+		m := s.node.Map()
+		left := make(map[uint32]bool, len(m.Groups))
+		for _, g := range m.Groups {
+			left[uint32(g.ID)] = len(missing) == 0 || slices.Contains(missing, uint32(g.ID))
+		}
+		var mu sync.Mutex // guards left
 		counted := func(e CheckEvent) {
-			checked[i] = max(checked[i], e.Groups)
+			mu.Lock()
+			for _, id := range e.Checked {
+				left[id] = false
+			}
+			mu.Unlock()
 			event(e)
 		}
-		switch {
-		case n.ID == self:
-			s.checkSelf(ctx, counted)
-		case n.Primaries == 0:
-		default:
-			if err := s.peer(n.addr()).Check(ctx, true, counted); err != nil {
-				event(CheckEvent{Node: n.ID, Error: fmt.Sprintf("check the groups of %s: %v", n.addr(), err), End: true})
+		each(nodesOf(m), func(i int, n *Node) {
+			switch {
+			case n.ID == self:
+				s.checkSelf(ctx, missing, counted)
+			case n.Primaries == 0:
+			default:
+				if err := s.peer(n.addr()).Check(ctx, true, missing, counted); err != nil {
+					event(CheckEvent{Node: n.ID, Error: fmt.Sprintf("check the groups of %s: %v", n.addr(), err), End: true})
+				}
+			}
+		})
+		missing = missing[:0]
+		for id, yes := range left {
+			if yes {
+				missing = append(missing, id)
 			}
 		}
-	})
-	sum := 0
-	for _, c := range checked {
-		sum += c
+		if len(missing) == 0 || ctx.Err() != nil {
+			return
+		}
 	}
-	if sum < len(m.Groups) {
-		event(CheckEvent{Node: self, Error: fmt.Sprintf("%d of %d groups were not checked: no primary serves them now", len(m.Groups)-sum, len(m.Groups)), End: true})
-	}
+	event(CheckEvent{Node: self, Error: fmt.Sprintf("%d groups were not checked: no primary serves them now", len(missing)), End: true})
 }
 
-func (s *Server) checkSelf(ctx context.Context, event func(CheckEvent)) {
+func (s *Server) checkSelf(ctx context.Context, only []uint32, event func(CheckEvent)) {
 	id := s.node.ID()
-	if err := s.node.Check(ctx, func(e CheckEvent) { e.Node = id; event(e) }); err != nil {
+	if err := s.node.Check(ctx, only, func(e CheckEvent) { e.Node = id; event(e) }); err != nil {
 		event(CheckEvent{Node: id, Error: err.Error(), End: true})
 		return
 	}

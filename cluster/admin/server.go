@@ -42,8 +42,8 @@ type LocalNode interface {
 	ResyncBytes() uint64
 	// Usage is what VDIs hold on the groups that this node is primary of.
 	Usage() Usage
-	// Check compares the replicas of all groups that this node is primary of. It returns nil when it came to the end, findings or not.
-	Check(ctx context.Context, event func(CheckEvent)) error
+	// Check compares the replicas of all groups (of those in only, if any) that this node is primary of. It returns nil when it came to the end, findings or not.
+	Check(ctx context.Context, only []uint32, event func(CheckEvent)) error
 	// AddDisk takes a directory in as another disk; nil once it is the node's.
 	AddDisk(ctx context.Context, dir string) error
 	// RemoveDisk begins to move a disk's groups to others; Self shows how far that is.

@@ -70,7 +70,7 @@ func TestUnformatted(t *testing.T) {
 	if err != nil || len(nodes) != 3 || nodes[2].Self == nil {
 		t.Errorf("nodes %+v, %v", nodes, err)
 	}
-	if err := clients[0].Check(t.Context(), false, func(admin.CheckEvent) {}); !errors.Is(err, state.ErrUnformatted) {
+	if err := clients[0].Check(t.Context(), false, nil, func(admin.CheckEvent) {}); !errors.Is(err, state.ErrUnformatted) {
 		t.Errorf("check: %v", err)
 	}
 	if err := clients[0].Shutdown(t.Context()); !errors.Is(err, state.ErrUnformatted) {
@@ -217,7 +217,7 @@ func TestCheckStreams(t *testing.T) {
 	c.SetFindings("object 1 differs")
 	var objects uint64
 	var findings []string
-	err := clients[1].Check(t.Context(), false, func(e admin.CheckEvent) {
+	err := clients[1].Check(t.Context(), false, nil, func(e admin.CheckEvent) {
 		objects += e.Objects
 		if e.Finding != "" {
 			findings = append(findings, e.Finding)

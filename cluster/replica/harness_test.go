@@ -393,7 +393,7 @@ func (c *cluster) equal() {
 		if !n.up.Load() {
 			continue
 		}
-		err := n.e.Check(context.Background(), func(p CheckProgress) {
+		err := n.e.Check(context.Background(), nil, func(p CheckProgress) {
 			for _, f := range p.Findings {
 				c.t.Error(f)
 			}

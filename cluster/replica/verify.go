@@ -6,6 +6,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
+	"time"
 
 	"github.com/sheepdog-go/sheepdog/cluster/state"
 	"github.com/sheepdog-go/sheepdog/cluster/wire"
@@ -17,39 +19,70 @@ type CheckProgress struct {
 	Groups, GroupsDone int
 	Objects            int64
 	Bytes              int64    // read and verified, on all replicas
+	Checked            []uint32 `json:",omitempty"` // groups that were compared since the last report
 	Findings           []string `json:",omitempty"` // new since the last report
 }
 
-// Check compares every object of every group this node is primary of on all in-sync replicas, versions and bytes (invariant 11), and reports as it goes.
+// checkTries is how often a group is begun anew that changes its set, or its disk, while it is compared; checkPause is between.
+const (
+	checkTries = 25
+	checkPause = 200 * time.Millisecond
+)
+
+// errMoved says that another node has to check the group.
+var errMoved = errors.New("not its primary any more")
+
+// Check compares every object of every group this node is primary of (of those named in only, if any) on all in-sync replicas, versions and bytes (invariant 11), and
+// reports as it goes. A group that gets another primary meanwhile is left to that one: it is in no report.
 // Writes go on meanwhile: an object that changes is compared again when it is quiet.
-func (e *Engine) Check(ctx context.Context, report func(CheckProgress)) error {
+func (e *Engine) Check(ctx context.Context, only []uint32, report func(CheckProgress)) error {
 	var p CheckProgress
 	var list []*group
 	e.eachGroup(func(g *group) {
 		g.mu.Lock()
-		if g.role == serving {
+		if g.role == serving && (len(only) == 0 || slices.Contains(only, uint32(g.id))) {
 			list = append(list, g)
 		}
 		g.mu.Unlock()
 	})
 	p.Groups = len(list)
 	for _, g := range list {
-		c := &check{e: e, g: g, p: &p}
-		err := c.run(ctx)
-		if errors.Is(err, objstore.ErrDropped) { // it moved to another disk meanwhile
-			err = c.run(ctx)
-		}
-		if err != nil {
-			if ctx.Err() != nil {
-				return context.Cause(ctx)
-			}
+		err := g.compare(ctx, &p)
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case errors.Is(err, errMoved):
+			p.Groups--
+			continue
+		case err != nil:
 			p.Findings = append(p.Findings, fmt.Sprintf("group %d was not checked: %v", g.id, err))
 		}
 		p.GroupsDone++
+		p.Checked = append(p.Checked, uint32(g.id))
 		report(p)
-		p.Findings = nil
+		p.Checked, p.Findings = nil, nil
 	}
 	return nil
+}
+
+// compare checks one group, again if it changes meanwhile.
+func (g *group) compare(ctx context.Context, p *CheckProgress) error {
+	for try := 1; ; try++ {
+		q := *p
+		c := &check{e: g.e, g: g, p: &q}
+		err := c.run(ctx)
+		if err == nil || try == checkTries || errors.Is(err, errMoved) {
+			if !errors.Is(err, errMoved) {
+				*p = q
+			}
+			return err
+		}
+		select {
+		case <-time.After(checkPause):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 }
 
 type check struct {
@@ -68,7 +101,7 @@ func (c *check) run(ctx context.Context) error {
 	g.mu.Lock()
 	if g.role != serving {
 		g.mu.Unlock()
-		return errors.New("not its primary any more")
+		return errMoved
 	}
 	members := g.inSyncMembers()
 	term, st := g.term, g.st

@@ -86,7 +86,7 @@ func (w *world) equal() {
 		if n == nil {
 			continue
 		}
-		err := n.Engine().Check(context.Background(), func(p replica.CheckProgress) {
+		err := n.Engine().Check(context.Background(), nil, func(p replica.CheckProgress) {
 			for _, f := range p.Findings {
 				w.t.Errorf("%s finds: %s", m.host, f)
 			}

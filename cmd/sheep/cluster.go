@@ -147,7 +147,10 @@ func (s *shell) clusterSet(c *cli.Context) error {
 
 // checkSum gathers the lines of a check.
 type checkSum struct {
-	nodes    map[state.NodeID]admin.CheckEvent // the newest of each
+	nodes    map[state.NodeID]admin.CheckEvent // the newest of each that is not through
+	checked  map[uint32]bool                   // groups
+	total    int                               // groups of nodes that are through, with objects
+	objects  uint64
 	findings []string
 	errs     []string
 }
@@ -159,16 +162,24 @@ func (k *checkSum) add(e admin.CheckEvent) {
 	if e.Error != "" {
 		k.errs = append(k.errs, fmt.Sprintf("node %d: %s", e.Node, e.Error))
 	}
-	if e.Groups > 0 || e.Objects > 0 || e.Total > 0 {
+	for _, id := range e.Checked {
+		k.checked[id] = true
+	}
+	switch {
+	case e.End: // groups that moved meanwhile are looked for once more
+		k.total, k.objects = k.total+k.nodes[e.Node].Total, k.objects+k.nodes[e.Node].Objects
+		delete(k.nodes, e.Node)
+	case e.Groups > 0 || e.Objects > 0 || e.Total > 0:
 		k.nodes[e.Node] = e
 	}
 }
 
 func (k *checkSum) totals() (groups, total int, objects uint64) {
+	total, objects = k.total, k.objects
 	for _, e := range k.nodes {
-		groups, total, objects = groups+e.Groups, total+e.Total, objects+e.Objects
+		total, objects = total+e.Total, objects+e.Objects
 	}
-	return
+	return len(k.checked), max(total, len(k.checked)), objects
 }
 
 func (s *shell) clusterCheck(c *cli.Context) error {
@@ -181,9 +192,9 @@ func (s *shell) clusterCheck(c *cli.Context) error {
 	}
 	a := admin.NewClient(addr)
 	defer a.Close()
-	sum := &checkSum{nodes: map[state.NodeID]admin.CheckEvent{}, findings: []string{}, errs: []string{}}
+	sum := &checkSum{nodes: map[state.NodeID]admin.CheckEvent{}, checked: map[uint32]bool{}, findings: []string{}, errs: []string{}}
 	bar := s.newProgress("checking groups", false)
-	err = a.Check(c.Context, false, func(e admin.CheckEvent) {
+	err = a.Check(c.Context, false, nil, func(e admin.CheckEvent) {
 		sum.add(e)
 		done, total, _ := sum.totals()
 		bar.set(int64(done), int64(total))

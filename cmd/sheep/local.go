@@ -84,14 +84,14 @@ func (l *localNode) Usage() admin.Usage {
 	return u
 }
 
-func (l *localNode) Check(ctx context.Context, event func(admin.CheckEvent)) error {
-	return l.n.node.Engine().Check(ctx, func(p replica.CheckProgress) {
+func (l *localNode) Check(ctx context.Context, only []uint32, event func(admin.CheckEvent)) error {
+	return l.n.node.Engine().Check(ctx, only, func(p replica.CheckProgress) {
 		e := admin.CheckEvent{Groups: p.GroupsDone, Total: p.Groups, Objects: uint64(p.Objects)}
 		for _, f := range p.Findings {
 			e.Finding = f
 			event(e)
 		}
-		e.Finding = ""
+		e.Finding, e.Checked = "", p.Checked
 		event(e)
 	})
 }

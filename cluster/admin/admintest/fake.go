@@ -228,7 +228,7 @@ func (n *Node) Usage() admin.Usage {
 	return u
 }
 
-func (n *Node) Check(_ context.Context, event func(admin.CheckEvent)) error {
+func (n *Node) Check(_ context.Context, only []uint32, event func(admin.CheckEvent)) error {
 	n.c.mu.Lock()
 	findings := n.c.findings
 	n.c.mu.Unlock()
@@ -237,13 +237,13 @@ func (n *Node) Check(_ context.Context, event func(admin.CheckEvent)) error {
 			event(admin.CheckEvent{Finding: f})
 		}
 	}
-	groups := 0
+	var checked []uint32
 	for _, g := range n.Map().Groups {
-		if g.Primary.Node == n.ID() {
-			groups++
+		if g.Primary.Node == n.ID() && (len(only) == 0 || slices.Contains(only, uint32(g.ID))) {
+			checked = append(checked, uint32(g.ID))
 		}
 	}
-	event(admin.CheckEvent{Groups: groups, Total: groups, Objects: 7})
+	event(admin.CheckEvent{Groups: len(checked), Total: len(checked), Checked: checked, Objects: 7})
 	return nil
 }
 
