@@ -147,7 +147,7 @@ func (l *Leader) giveUpNodes(ctx context.Context, m *state.Map) {
 	for _, n := range m.Nodes {
 		if d := l.downFor(n); d >= m.Settings.RebuildAfter && !n.Up && !n.Out && !n.Removed && n.VNodes > 0 && !m.ShutDown {
 			l.task(ctx, fmt.Sprintf("out %d", n.ID), func(ctx context.Context) bool {
-				ok := l.propose(ctx, "node out", &state.Command{NodeOut: &state.NodeOut{Node: n.ID, Out: true}})
+				ok := l.propose(ctx, "node out", &state.Command{NodeOut: &state.NodeOut{Node: n.ID, Out: true, IfDown: true}})
 				if ok {
 					l.log.Warn("node is down for too long: its groups are given to others", "node", n.ID, "addr", n.Addr)
 				}

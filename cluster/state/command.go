@@ -155,6 +155,7 @@ type NodeOut struct {
 	Out    bool
 	Drain  bool
 	Remove bool
+	IfDown bool // refused if the node is in service when this is applied: it came back meanwhile
 }
 
 // Disks says which disks a node stores on from now on.

@@ -161,6 +161,9 @@ func (e *edit) nodeOut(c *NodeOut) *Error {
 	if c.Remove {
 		return e.removeNode(n.ID)
 	}
+	if c.IfDown && n.Up {
+		return refuse(Busy, "node %d is in service again", n.ID)
+	}
 	out := c.Out || c.Drain
 	if n.Out == out && n.Draining == c.Drain {
 		return nil

@@ -42,6 +42,23 @@ func restarted(t testing.TB, m *Map, i int, leased []Member) (*Map, Member) {
 	return m, Member{n.ID, n.Inc + 100}
 }
 
+// A leader's word that a node was down for too long may be applied after the node came back: it must not empty a node that serves, for nobody would ever take that
+// back.
+func TestNodeOutIfDown(t *testing.T) {
+	m, all := cluster(t, 4, 3, 8)
+	refused(t, m, Command{NodeOut: &NodeOut{Node: 3, Out: true, IfDown: true}}, Busy, "in service again")
+	m, _ = must(t, m, Command{Ended: &Ended{Members: all[3:], Leased: all[:3]}})
+	m, _ = must(t, m, Command{NodeOut: &NodeOut{Node: 3, Out: true, IfDown: true}})
+	if !m.Nodes[3].Out {
+		t.Error("node 3 was down and is not out")
+	}
+	m, _ = restarted(t, m, 3, all[:3])
+	m, _ = must(t, m, Command{InService: &InService{Members: []Member{{3, all[3].Inc + 100}}, Leased: all[:3]}})
+	if m.Nodes[3].Out {
+		t.Error("node 3 came back and is still out")
+	}
+}
+
 func TestGroupOfForEver(t *testing.T) {
 	p := &Pool{ID: 3, PGs: 2048}
 	for _, c := range []struct {
