@@ -106,6 +106,7 @@ func (s *Store) SetMeta(name string, value []byte) error {
 	}
 	s.metaLock.Lock()
 	defer s.metaLock.Unlock()
+	defer s.watchDisk("set value " + name)()
 	path := filepath.Join(s.cfg.Dir, "epoch", name)
 	var err error
 	if value == nil {
@@ -130,6 +131,18 @@ func (s *Store) Meta(name string) ([]byte, error) {
 		return nil, fmt.Errorf("value %q: bad name: %w", name, ErrFormat)
 	}
 	return readNamed(s.fs, filepath.Join(s.cfg.Dir, "epoch", name))
+}
+
+// ReadMeta returns a value of a store that is not open, as Meta does.
+func ReadMeta(cfg Config, name string) ([]byte, error) {
+	vf := cfg.FS
+	if vf == nil {
+		vf = vfs.OS{}
+	}
+	if !metaName(name) {
+		return nil, fmt.Errorf("value %q: bad name: %w", name, ErrFormat)
+	}
+	return readNamed(vf, filepath.Join(cfg.Dir, "epoch", name))
 }
 
 func metaName(name string) bool {

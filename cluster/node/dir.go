@@ -2,7 +2,6 @@ package node
 
 import (
 	"crypto/rand"
-	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -52,6 +51,8 @@ type knownDisk struct {
 	Dir   string    `json:"dir"`
 	State DiskState `json:"state,omitempty"`
 	Why   string    `json:"why,omitempty"` // DiskFailed: what the disk said
+	// Inc is the last incarnation that the disk was told: a disk that does not know it is an older copy. 0: it was told none yet.
+	Inc uint64 `json:"incarnation,omitempty"`
 }
 
 // dir is a node's first directory, locked.
@@ -242,21 +243,6 @@ func (d *dir) change(f func(*identity)) error {
 	}
 	d.id = id
 	return nil
-}
-
-// newIncarnation makes a random incarnation durable: only then may it be registered (R5).
-func (d *dir) newIncarnation() (inc uint64, err error) {
-	var b [8]byte
-	for inc == 0 {
-		rand.Read(b[:])
-		inc = binary.BigEndian.Uint64(b[:])
-	}
-	return inc, d.change(func(id *identity) {
-		id.Incarnations = append(id.Incarnations, inc)
-		if n := len(id.Incarnations) - incarnationsMax; n > 0 {
-			id.Incarnations = id.Incarnations[n:]
-		}
-	})
 }
 
 func newUUID() string {

@@ -19,7 +19,7 @@ func TestR5IncarnationsAreDurableAndBounded(t *testing.T) {
 	}
 	var last uint64
 	for range incarnationsMax + 3 {
-		if last, err = d.newIncarnation(); err != nil {
+		if last, err = (&stores{self: d}).newIncarnation(); err != nil {
 			t.Fatal(err)
 		}
 	}

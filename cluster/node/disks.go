@@ -94,6 +94,8 @@ func (n *Node) addDisk(ctx context.Context, dir string) (string, error) {
 	case id.Disk == "":
 	case slices.Contains(self.Gone, id.Disk):
 		return "", fmt.Errorf("it holds disk %s, which was removed from this node: empty the directory first: %w", id.Disk, fs.ErrExist)
+	case slices.ContainsFunc(self.Disks, func(k knownDisk) bool { return k.UUID == id.Disk }):
+		return "", fmt.Errorf("it is a copy of disk %s of this node: empty the directory first: %w", id.Disk, fs.ErrExist)
 	case id.Cluster == n.clusterID() && id.Node == self.UUID:
 		f.disk = id.Disk // an earlier attempt
 	default:
@@ -109,12 +111,11 @@ func (n *Node) addDisk(ctx context.Context, dir string) (string, error) {
 		s.release(dir)
 		return "", err
 	}
-	s.publish(append(slices.Clone(s.disks()), d))
 	n.log.Info("disk added", "dir", dir, "disk", d.UUID)
 	return d.UUID, nil
 }
 
-// takeIn makes the disk's store, has the cluster agree that it is ours (STORE.md rule 21), remembers it and opens it.
+// takeIn makes the disk's store, has the cluster agree that it is ours (STORE.md rule 21), remembers it and shows it to everybody. opMu is held.
 func (n *Node) takeIn(ctx context.Context, f *found) (*disk, error) {
 	s := n.stores
 	if err := s.create(f, n.clusterID()); err != nil {
@@ -127,9 +128,6 @@ func (n *Node) takeIn(ctx context.Context, f *found) (*disk, error) {
 	k := knownDisk{UUID: f.disk, Dir: f.dir, State: DiskFilling}
 	disks := append(s.registered(), state.Disk{UUID: k.UUID, Bytes: uint64(max(0, st.Space().Total))})
 	err = n.proposeDisks(ctx, disks)
-	if err == nil {
-		err = s.self.change(func(id *identity) { id.Disks = append(id.Disks, k) })
-	}
 	if err != nil {
 		st.Close()
 		return nil, err
@@ -137,7 +135,28 @@ func (n *Node) takeIn(ctx context.Context, f *found) (*disk, error) {
 	if speed := n.Map().Settings.ScrubSpeed; n.Map().Formatted() {
 		st.SetScrubRate(speed)
 	}
-	return &disk{knownDisk: k, store: st}, nil
+	d := &disk{knownDisk: k, store: st}
+	if err := s.join(d); err != nil {
+		st.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+// join tells a new disk the node's incarnations, remembers it and shows it to everybody: it knows this incarnation, and is told the next. opMu is held.
+func (s *stores) join(d *disk) error {
+	s.incMu.Lock()
+	defer s.incMu.Unlock()
+	history := s.self.get().Incarnations
+	if err := setIncarnations(d.store, history); err != nil {
+		return err
+	}
+	d.Inc = history[len(history)-1]
+	if err := s.self.change(func(id *identity) { id.Disks = append(id.Disks, d.knownDisk) }); err != nil {
+		return err
+	}
+	s.publish(append(slices.Clone(s.disks()), d))
+	return nil
 }
 
 // refuseDir says why a directory cannot be another disk.
@@ -244,7 +263,7 @@ func (s *stores) note(d *disk) error {
 	return s.self.change(func(id *identity) {
 		for i := range id.Disks {
 			if id.Disks[i].UUID == d.UUID {
-				id.Disks[i] = d.knownDisk
+				id.Disks[i].State, id.Disks[i].Why = d.State, d.Why
 			}
 		}
 	})

@@ -104,7 +104,7 @@ type registration struct {
 	cmd state.Register
 }
 
-// register makes a new incarnation durable, then known (R5), and begins to ask for its lease. If the cluster gives no answer it is to be called again.
+// register makes a new incarnation durable on every disk, then known (R5, STORE.md rule 21), and begins to ask for its lease. If the cluster gives no answer it is to be called again.
 func (n *Node) register() error {
 	if n.registering == nil {
 		r, err := n.newRegistration()
@@ -137,7 +137,7 @@ func (n *Node) register() error {
 
 func (n *Node) newRegistration() (*registration, error) {
 	known := n.dir.get()
-	inc, err := n.dir.newIncarnation()
+	inc, err := n.stores.newIncarnation()
 	if err != nil {
 		return nil, err
 	}

@@ -31,6 +31,7 @@ type stores struct {
 
 	opMu  sync.Mutex           // one change of the list at a time; guards locks
 	locks map[string]io.Closer // of the directories but the node's own
+	incMu sync.Mutex           // one incarnation, or one disk that learns them, at a time; after opMu
 	list  atomic.Pointer[[]*disk]
 	homes sync.Map // state.GroupID → *objstore.Store
 	wake  chan struct{}
@@ -115,6 +116,8 @@ func probeXattr(dir string) error {
 type found struct {
 	dir  string
 	disk string // the store's identity; "": there is none
+	// stale says why what it holds is not the latest; "": it is.
+	stale string
 }
 
 // check finds the node's disks, and refuses, before the node takes part in anything, disks of another cluster or node, and a node that lacks one of its own: what
@@ -154,8 +157,9 @@ func (s *stores) check(cluster string) ([]found, error) {
 			return nil
 		}
 		at[id.Disk] = dir
-		list = append(list, found{dir, id.Disk})
-		return nil
+		why, err := s.stale(dir, known[id.Disk])
+		list = append(list, found{dir, id.Disk, why})
+		return err
 	}
 	for _, d := range s.named {
 		if err := look(d, true); err != nil {
@@ -219,6 +223,9 @@ func (s *stores) open(cluster string) error {
 	}
 	disks, err := s.check(cluster)
 	if err != nil {
+		return err
+	}
+	if disks, err = s.setAside(disks); err != nil {
 		return err
 	}
 	if err := forAll(disks, func(i int) error { return s.create(&disks[i], cluster) }); err != nil {
