@@ -49,8 +49,8 @@ type Config struct {
 	// ReserveBytes is the size of the file that is given up to finish a
 	// checkpoint on a full disk (64 MiB, at most a 64th of the disk).
 	ReserveBytes int64
-	// HangTimeout is how long a sync, a write to the journal or one object's
-	// part of a checkpoint may take before the disk counts as failed (20 s; negative: for ever).
+	// HangTimeout is how long a sync, a write to the journal, SetMeta or one
+	// object's part of a checkpoint may take before the disk counts as failed (20 s; negative: for ever).
 	HangTimeout time.Duration
 
 	// ScrubBytesPerSecond is the scrub's speed (4 MiB/s; negative: off).

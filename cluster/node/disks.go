@@ -24,7 +24,7 @@ const (
 	DiskInUse    DiskState = ""
 	DiskFilling  DiskState = "filling"  // new: its share of the groups is being moved to it
 	DiskRemoving DiskState = "removing" // its groups are being moved off it
-	DiskFailed   DiskState = "failed"   // a write or a sync was refused: it takes nothing any more, until a person removes it
+	DiskFailed   DiskState = "failed"   // a write or a sync was refused, or it is an older copy of itself: it takes nothing any more, until a person removes it
 )
 
 // DiskInfo describes one disk of a node.

@@ -34,7 +34,10 @@
 //	                    └──────────────────▶ removing ◀────────────────┘
 //	                                            │ no group is left on it
 //	    any ──▶ failed: a write or a sync was   ▼
-//	            refused; until it is removed   (none), remembered as gone
+//	            refused, or it is an older     (none), remembered as gone
+//	            copy; until it is removed
+//
+// Every disk keeps the node's incarnations, in its store's value "incarnations" (incarnation.go).
 //
 // # Goroutines
 //
