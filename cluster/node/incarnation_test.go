@@ -3,15 +3,18 @@ package node
 import (
 	"errors"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/sheepdog-go/sheepdog/cluster/state"
 	"github.com/sheepdog-go/sheepdog/objstore"
+	"github.com/sheepdog-go/sheepdog/objstore/vfs/simfs"
 )
 
 // diskOf reads what a disk keeps of its node's incarnations.
@@ -211,9 +214,41 @@ func TestRule21OnlyCopyIsNotServedFromAnOlderOne(t *testing.T) {
 		return own
 	}
 	eventually(t, 20*time.Second, "the first disk's groups are served", func() bool { return terms() == kept })
-	if got := len(n.Stores()[0].Groups()); got != kept {
-		t.Errorf("%d groups have something, on the first disk were %d", got, kept)
+	if got := len(n.Stores()[0].Groups()); got != kept || len(n.Stores()) != 1 {
+		t.Errorf("%d groups have something on the first of %d disks that are served, on the first disk were %d", got, len(n.Stores()), kept)
 	}
+}
+
+// A disk that does not answer when it is told an incarnation holds up the node for as long as a disk may hang, and has failed then.
+func TestRule21DiskThatHangsIsNotWaitedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sim := simfs.New(1)
+		cfg := smallStore
+		cfg.FS, cfg.Dir, cfg.HangTimeout, cfg.Logger = sim, "/", 5*time.Second, slog.New(slog.NewTextHandler(logTo{t}, nil))
+		if err := objstore.Create(cfg, objstore.Identity{Cluster: "c", Disk: "d"}); err != nil {
+			t.Fatal(err)
+		}
+		st, err := objstore.Open(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := setIncarnations(st, []uint64{1, 2}); err != nil {
+			t.Fatal(err)
+		}
+		release := make(chan struct{})
+		sim.Before = func(op, name string) error {
+			if op == "sync" && strings.Contains(name, incarnationsMeta) {
+				<-release
+			}
+			return nil
+		}
+		start := time.Now()
+		if err := setIncarnations(st, []uint64{1, 2, 3}); !errors.Is(err, objstore.ErrDiskFailed) || time.Since(start) > cfg.HangTimeout+time.Second {
+			t.Errorf("a disk that hangs: %v after %s", err, time.Since(start))
+		}
+		close(release)
+		st.Close()
+	})
 }
 
 // A crash after one disk learnt a new incarnation and before another did: nobody registered that one, so both are what they were.
