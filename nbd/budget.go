@@ -7,10 +7,12 @@ import (
 )
 
 // budget bounds the payload bytes that all connections of a Server hold at one time, in the manner of a switch that
-// shares its buffer memory among ports (dynamic thresholds, Choudhury and Hahne 1998): a connection may take more only while it
-// holds less than half of what is free. So clients that never read their replies can together never take the last
-// byte, and those that work go on.
+// shares its buffer memory among ports (dynamic thresholds, Choudhury and Hahne 1998): the less is free, the less a connection may hold and still
+// take more. Theirs is a share of what is free. But what a client that never reads has taken stays taken, and each of those that come after it
+// would take its share of the rest: after some twenty nothing would be left. With free²/4total, k of them leave 4total/(k+4), and
+// those that work go on.
 type budget struct {
+	total int64
 	free  atomic.Int64
 	least atomic.Int64 // the least that any of those who wait needs to be free
 
@@ -22,26 +24,29 @@ type budget struct {
 const smallCost = 64 << 10
 
 func newBudget(total int64) *budget {
-	b := &budget{waiting: make(map[*Conn]int64)}
+	b := &budget{total: total, waiting: make(map[*Conn]int64)}
 	b.free.Store(total)
 	b.least.Store(math.MaxInt64)
 	return b
 }
 
+// firstLeaves is the part of the total that a large request leaves free, where it is its connection's only one.
+const firstLeaves = 32
+
 // need is how much must be free for a connection that holds some bytes to get n more.
-func need(held, n int64) int64 {
+func (b *budget) need(held, n int64) int64 {
 	switch {
 	case held == 0 && n <= smallCost:
 		return math.MinInt64
 	case held == 0:
-		return n
+		return min(n+b.total/firstLeaves, b.total)
 	}
-	return 2 * (held + n)
+	return int64(2 * math.Sqrt(float64(b.total)*float64(held+n)))
 }
 
 // take tries to get n bytes for a connection that holds some already.
 func (b *budget) take(held, n int64) bool {
-	if b.free.Load() < need(held, n) {
+	if b.free.Load() < b.need(held, n) {
 		return false
 	}
 	b.free.Add(-n) // a race may take a little more than is free, once for each connection
@@ -75,7 +80,7 @@ func (b *budget) wake(free int64) {
 func (b *budget) await(c *Conn, held, n int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	needed := need(held, n)
+	needed := b.need(held, n)
 	old, waits := b.waiting[c]
 	b.waiting[c] = needed
 	if waits && old == b.least.Load() && needed > old {
