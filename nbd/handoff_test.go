@@ -94,3 +94,35 @@ func TestHandOff(t *testing.T) {
 		t.Errorf("payloads add up to %d, sent %d", sum.Load(), sent)
 	}
 }
+
+// TestB4NothingHandedOffStartsAfterTheConnectionDied: large writes wait behind one that the Device is slow to take.
+func TestB4NothingHandedOffStartsAfterTheConnectionDied(t *testing.T) {
+	var begun atomic.Int32
+	inside, goOn := make(chan struct{}, 8), make(chan struct{})
+	b := &fakeBackend{info: allCan(1 << 20), submit: func(r *Request) {
+		begun.Add(1)
+		inside <- struct{}{}
+		<-goOn
+		r.Queue(nil)
+	}}
+	r := newRig(t, b)
+	w := r.ready(t, "x", simpleReplies)
+	const size = 128 << 10
+	const requests = 4
+	w.send(request(cmdWrite, 0, 0, 0, size))
+	for i := range uint64(requests - 1) { // the head of the next one comes with the last byte, so that each has more behind it
+		w.send(make([]byte, size-1))
+		w.send(append([]byte{0}, request(cmdWrite, 0, i+1, 0, size)...))
+	}
+	<-inside // the first one, handed off since the second one's head is there
+	w.send(make([]byte, size))
+	within(t, "all to be read", func() bool { return r.srv.Stats().BytesHeld == requests*(size+requestCost) })
+	w.send(request(cmdFlush, 0, 9, 0, 0))
+	within(t, "the flush", func() bool { return r.srv.Stats().BytesHeld == requests*(size+requestCost)+requestCost })
+	r.srv.Sessions()[0].Kill()
+	close(goOn)
+	within(t, "the device to be closed", func() bool { return b.closes.Load() == 1 })
+	if n := begun.Load(); n != 1 {
+		t.Errorf("%d requests were started after the connection died", n-1)
+	}
+}
