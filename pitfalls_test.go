@@ -64,13 +64,14 @@ var pitfalls = []string{
 
 // failovers are what may go wrong when a connection dies and the client comes back, perhaps elsewhere.
 var failovers = map[string]string{
-	"TestB4NothingStartsAfterTheConnectionDied": "a write of a dead connection starts after it was sent again on another one",
-	"TestB4StaleRetriedWrite":                   "a write of a dead gateway lands on top of a newer one",
-	"TestB4RetryOfWhatWasPartlyDone":            "a retry does not cover what was partly done",
-	"TestB4NothingIsAnsweredTwice":              "a request is answered twice",
-	"TestB4TheKernelGetsUnixStreamSockets":      "the kernel is given a socket that it does not take (CVE-2025-40080)",
-	"TestB4MultiConnAcrossGateways":             "connections to different gateways do not see each other's writes",
-	"TestB4FlushAfterFailover":                  "a flush does not cover what the dead gateway acknowledged",
+	"TestB4NothingStartsAfterTheConnectionDied":          "a write of a dead connection starts after it was sent again on another one",
+	"TestB4NothingHandedOffStartsAfterTheConnectionDied": "the same, of a write that waits behind another large one",
+	"TestB4StaleRetriedWrite":                            "a write of a dead gateway lands on top of a newer one",
+	"TestB4RetryOfWhatWasPartlyDone":                     "a retry does not cover what was partly done",
+	"TestB4NothingIsAnsweredTwice":                       "a request is answered twice",
+	"TestB4TheKernelGetsUnixStreamSockets":               "the kernel is given a socket that it does not take (CVE-2025-40080)",
+	"TestB4MultiConnAcrossGateways":                      "connections to different gateways do not see each other's writes",
+	"TestB4FlushAfterFailover":                           "a flush does not cover what the dead gateway acknowledged",
 }
 
 var (

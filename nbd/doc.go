@@ -53,7 +53,7 @@
 //
 // Every queue has one, named in [Config]: half-open connections, options and time in a handshake, sessions, requests and bytes
 // in flight on a connection, bytes in flight in all, time without progress. The bytes are shared in a way that leaves some for
-// those that work, however many do not (budget.go); a connection whose socket is full is not even looked at until it takes something. An idle
+// those that work beside hundreds that do not (budget.go); a connection whose socket is full is not even looked at until it takes something. An idle
 // connection holds no buffer.
 //
 // # Locks
