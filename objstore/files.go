@@ -129,15 +129,21 @@ func (s *Store) openFile(o *object, birth uint64) (*objFile, error) {
 		return nil, fmt.Errorf("open object %v: %w", o.key, err)
 	}
 	b := make([]byte, headerBytes)
-	if s.replaying { // after a sync that failed, memory may have what the disk has not
-		b = alignedBuffer(BlockSize)
-		_, err = f.ReadDirect(b, 0)
-	} else {
-		_, err = f.ReadAt(b, 0)
+	for range tableReads {
+		if s.replaying { // after a sync that failed, memory may have what the disk has not
+			b = alignedBuffer(BlockSize)
+			_, err = f.ReadDirect(b, 0)
+		} else {
+			_, err = f.ReadAt(b, 0)
+		}
+		if err == nil || err == io.EOF {
+			break
+		}
 	}
-	if err != nil {
+	if err != nil { // like a table that cannot be read: the object is copied from another replica
+		s.m.readErrors.Add(1)
 		f.Close()
-		return nil, fmt.Errorf("open object %v: %w", o.key, err)
+		return nil, fmt.Errorf("open object %v: its file's header cannot be read: %w: %w", o.key, err, ErrDamaged)
 	}
 	h, ok := parseFileHeader(b)
 	if !ok || h.key != o.key || h.group != o.g.id || h.birth != birth {

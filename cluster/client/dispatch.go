@@ -84,8 +84,8 @@ func (p *piece) Answered(_ *wire.Request, b *wire.Batch) { p.s.c.answered(p, b) 
 //	not primary, old term, wrong incarnation again, under a newer map
 //	behind, busy, superseded, gap            again, a little later
 //	fenced                                   the session lapsed or was taken over: see renew
-//	read-only                                again under the vid that took the name over, else EROFS
-//	no space, bad, invalid, failed, gone     settle, with an error
+//	read-only, gone                          again under the vid that took the name over, else EROFS, or EIO if it was deleted
+//	no space, bad, invalid, failed           settle, with an error
 func (c *Client) answered(p *piece, b *wire.Batch) {
 	r := &p.req
 	m := c.cfg.Maps.Map()
@@ -105,7 +105,7 @@ func (c *Client) answered(p *piece, b *wire.Batch) {
 		c.retry(p, 0)
 	case wire.StatusFenced:
 		p.s.fenced(p, r.Done.Index, b)
-	case wire.StatusReadOnly:
+	case wire.StatusReadOnly, wire.StatusGone:
 		c.frozen(p, m, b)
 	case wire.StatusNoSpace:
 		c.settle(p, p.errorf(syscall.ENOSPC, r.Message), b)
@@ -201,7 +201,8 @@ func (c *Client) finish(p *piece, err error, free pieceList, b *wire.Batch) {
 	}
 }
 
-// frozen takes the answer that the vid is read-only: a snapshot took it, and the name goes on with another, or it is really so.
+// frozen takes the answer that the vid is read-only, or is not there: a snapshot took it (and was deleted, and collected, while we were cut off), and the name goes on
+// with another, or it is really so.
 func (c *Client) frozen(p *piece, m *state.Map, b *wire.Batch) {
 	if want := p.req.Done.Index; want > m.Index {
 		c.retry(p, want)
@@ -218,7 +219,9 @@ func (c *Client) frozen(p *piece, m *state.Map, b *wire.Batch) {
 		c.retry(p, 0) // the tender is about to follow
 	case v != nil && (v.State == state.Working || v.State == state.Closing):
 		c.retry(p, 0)
-	case v == nil || v.State == state.Deleted:
+	case s.writer && s.deadErr() == nil:
+		c.retry(p, 0) // what the vid was frozen for is deleted again already: the tender is about to follow the session, or to end it
+	case v == nil || v.State == state.Deleted || p.req.Status == wire.StatusGone:
 		c.settle(p, p.errorf(syscall.EIO, "the VDI was deleted"), b)
 	default:
 		c.settle(p, p.errorf(syscall.EROFS, "it is a snapshot"), b)

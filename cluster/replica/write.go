@@ -135,6 +135,11 @@ func (g *group) zero(r *wire.Request, v *view, b *wire.Batch) {
 		for _, en := range list {
 			en.free()
 		}
+		var bad *objstore.BlockError
+		if errors.As(err, &bad) { // the rest of an edge's block cannot be read here
+			g.repair(r, v, bad)
+			return
+		}
 		g.fail(r, err, b)
 		return
 	}

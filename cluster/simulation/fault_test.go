@@ -301,10 +301,14 @@ func (d *driver) people() {
 		id := n.Self().Node
 		w.event("drain %s", m.host)
 		w.propose(5*time.Second, &state.Command{NodeOut: &state.NodeOut{Node: id, Out: true, Drain: true}})
-		d.undo = append(d.undo, func() {
+		var undrain func()
+		undrain = func() {
 			w.event("undrain %s", m.host)
-			w.propose(20*time.Second, &state.Command{NodeOut: &state.NodeOut{Node: id}})
-		})
+			if _, err := w.propose(20*time.Second, &state.Command{NodeOut: &state.NodeOut{Node: id}}); err != nil {
+				d.undo = append(d.undo, undrain) // nobody leads: once more
+			}
+		}
+		d.undo = append(d.undo, undrain)
 	default:
 		d.remove(m)
 	}
@@ -361,10 +365,6 @@ func (d *driver) heal() {
 	w := d.w
 	w.event("heal everything")
 	w.net.HealAll()
-	for _, u := range d.undo {
-		u()
-	}
-	d.undo = nil
 	for _, m := range d.present() {
 		m.unpause()
 		if m.faults.any.Load() {
@@ -372,5 +372,12 @@ func (d *driver) heal() {
 		}
 		d.start(m)
 		m.faults.clear()
+	}
+	for range 20 {
+		list := d.undo
+		d.undo = nil
+		for _, u := range list {
+			u()
+		}
 	}
 }

@@ -67,7 +67,8 @@ func (v *volume) begin(e *event) {
 //
 //	write      appends
 //	fua        leaves only itself
-//	flush      drops what is older than the newest value whose write was answered before the flush was asked for (on a shared volume: by the same client)
+//	flush      drops what is older than the newest value whose write was answered before the flush was asked for (on a shared volume: by the same client);
+//	           one that waited through a loss may come after it
 //	loss       falls back to any of them, but not behind what a client that lives on has been answered: it sends that again (R17)
 //	maybe      a write without an answer appends, or never came; or one that was there for a while, before a loss took it back and it was sent again
 //	read       sees the last
@@ -234,11 +235,17 @@ func (v *volume) history(n int, losses []loss) ([]porcupine.Operation, *values) 
 	for _, e := range v.events {
 		if e.kind == wire.KindFlush {
 			if e.ret != 0 && len(mine) > 0 {
-				in := input{kind: "flush", flying: flying(e.call, e.call)}
+				at := e.call
+				for _, l := range mine { // what a client that died had written was lost before this flush could cover it
+					if e.call < l.after && e.ret > l.before {
+						at = e.ret
+					}
+				}
+				in := input{kind: "flush", flying: flying(e.call, at)}
 				if v.shared {
 					in.by = e.sess
 				}
-				add(e.call, e.call, in, nil)
+				add(e.call, at, in, nil)
 			}
 			continue
 		}

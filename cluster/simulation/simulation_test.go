@@ -47,6 +47,7 @@ var (
 	simSeeds  = flag.Int("sim.seeds", 4, "how many seeds")
 	simFirst  = flag.Uint64("sim.first", 0, "first seed; 0: from the clock")
 	simFaults = flag.Int("sim.faults", 10, "faults in one run")
+	simShared = flag.Bool("sim.shared", true, "one of the volumes is shared by two clients")
 )
 
 func TestSimulation(t *testing.T) {
@@ -136,7 +137,7 @@ func (w *world) build() bool {
 	}
 	w.event("%d nodes, %d copies, zones %v", n, copies, zones)
 	for i := range 2 {
-		if v := w.create(fmt.Sprint("v", i), i == 1); v != nil {
+		if v := w.create(fmt.Sprint("v", i), i == 1 && *simShared); v != nil {
 			w.useVolume(v)
 		}
 	}

@@ -343,6 +343,11 @@ func (w *world) newestLocked() *state.Map {
 	return w.best
 }
 
+// resumed says whether a set ever resumed after all its members had ended (R6).
+func (w *world) resumed() bool {
+	return slices.ContainsFunc(w.newest().Groups, func(g *state.Group) bool { return g.Resumes > 0 })
+}
+
 const watchPeriod = 10 * time.Millisecond
 
 // watch asserts what must hold at any instant, and notes when groups go on after all their members had ended.
