@@ -181,7 +181,8 @@ func (v *volume) liveAt(l loss) (*session, int64) {
 			continue
 		}
 		for _, e := range v.events {
-			if e.sess == s && e.ret > l.after && e.kind != wire.KindFlush && v.regs[e.first].group == l.group {
+			if e.sess == s && e.ret > l.after && e.kind != wire.KindFlush &&
+				slices.ContainsFunc(v.regs[e.first:e.last], func(r register) bool { return r.group == l.group }) {
 				return s, e.ret
 			}
 		}
