@@ -269,9 +269,16 @@ func (d *driver) clients() {
 	d.w.mu.Unlock()
 	if d.r.IntN(2) == 0 {
 		d.w.event("unlock %s", s.v.name)
-		s.v.mu.Lock()
-		s.v.stolen = true
-		s.v.mu.Unlock()
+		d.w.mu.Lock()
+		list := slices.Clone(d.w.volumes)
+		d.w.mu.Unlock()
+		for _, v := range list { // one that was made anew under the name is meant, too
+			if v.name == s.v.name {
+				v.mu.Lock()
+				v.stolen = true
+				v.mu.Unlock()
+			}
+		}
 		d.w.propose(5*time.Second, &state.Command{Unlock: &state.Unlock{Name: s.v.name}})
 		return
 	}

@@ -193,11 +193,21 @@ func (v *volume) liveAt(l loss) (*session, int64) {
 // beforeResending says that a snapshot may hold what disks held after a power cut, before a client that lives on had sent again what it was answered.
 func (v *volume) beforeResending(e *event, losses []loss) bool {
 	for _, l := range losses {
-		if s, at := v.liveAt(l); e.sess == nil && s != nil && e.ret > l.before && e.call < at {
+		if e.sess != nil || e.ret <= l.before {
+			continue
+		}
+		if s, at := v.liveAt(l); s != nil && e.call < at || s == nil && v.outlives(l) {
 			return true
 		}
 	}
 	return false
+}
+
+// outlives says that a session went on after a loss, though not with anything in that group that would tell when it had sent again.
+func (v *volume) outlives(l loss) bool {
+	return !v.shared && slices.ContainsFunc(v.sessions, func(s *session) bool {
+		return s.born <= l.before && slices.ContainsFunc(v.events, func(e *event) bool { return e.sess == s && e.ret > l.after })
+	})
 }
 
 // overtaken says of a write to a shared volume that another client's there was answered before it was.
