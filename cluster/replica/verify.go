@@ -27,6 +27,8 @@ type CheckProgress struct {
 const (
 	checkTries = 25
 	checkPause = 200 * time.Millisecond
+
+	differTries = 5 // how often replicas must be found to differ
 )
 
 // errMoved says that another node has to check the group.
@@ -71,7 +73,8 @@ func (g *group) compare(ctx context.Context, p *CheckProgress) error {
 		q := *p
 		c := &check{e: g.e, g: g, p: &q}
 		err := c.run(ctx)
-		if err == nil || try == checkTries || errors.Is(err, errMoved) {
+		// One that just left the set may know that before us, and have given its copy up.
+		if again := c.differ && try < differTries; err == nil && !again || try == checkTries || errors.Is(err, errMoved) {
 			if !errors.Is(err, errMoved) {
 				*p = q
 			}
@@ -93,6 +96,7 @@ type check struct {
 	store   *objstore.Store
 	granted uint64
 	tables  bool // compare tables only, read no block
+	differ  bool // two replicas do
 }
 
 // run compares one group.
@@ -167,6 +171,7 @@ func (c *check) object(ctx context.Context, key objstore.Key, members []*member,
 		c.note(key, m.Node, int(binary.LittleEndian.Uint32(a.meta)))
 		c.count(mine)
 		if !bytes.Equal(a.meta[4:], want) {
+			c.differ = true
 			c.p.Findings = append(c.p.Findings, fmt.Sprintf("object %v (group %d): node %d and node %d differ", key, g.id, c.e.self().Node, m.Node))
 		}
 	}
@@ -185,6 +190,7 @@ func (c *check) objectTables(ctx context.Context, key objstore.Key, members []*m
 			return err
 		}
 		if !bytes.Equal(theirs, unitBytes(mine)) {
+			c.differ = true
 			c.p.Findings = append(c.p.Findings, fmt.Sprintf("object %v (group %d): node %d and node %d differ", key, c.g.id, c.e.self().Node, m.Node))
 		}
 	}
