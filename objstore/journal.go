@@ -37,7 +37,7 @@ type journal struct {
 	spare     []*chunk // the slice that pending uses next
 	pool      []*chunk
 	unsynced  []*segment // written since the last sync began
-	building  bool       // a segment is being made
+	building  bool       // a segment is being made, or the segmenter was asked for one
 
 	hang *time.Timer // runs while a write is under way; only the writer sets it
 }
@@ -356,23 +356,39 @@ func (j *journal) liveBytes() int64 {
 	return int64(len(j.live)-1)*j.segBytes + j.end
 }
 
-// waitRoom blocks until a segment is free: a bound at which writers wait.
+// waitRoom blocks until a segment is free: a bound at which writers wait. It asks for a new one first, and where there may be no more, for a
+// checkpoint.
 func (j *journal) waitRoom() error {
 	start := time.Now()
-	j.s.wakeSegmenter()
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	defer func() { j.s.m.journalWait.Add(int64(time.Since(start))) }()
+	asked := false
 	for len(j.free) == 0 {
 		if err := j.s.Err(); err != nil {
 			return err
 		}
 		if !j.building {
-			j.s.wantCheckpoint(true)
+			if !asked && j.mayGrow() {
+				asked, j.building = true, true // until the segmenter has been there
+				j.s.wakeSegmenter()
+			} else {
+				j.s.wantCheckpoint(true)
+			}
 		}
 		j.changed.Wait()
 	}
 	return nil
+}
+
+// mayGrow says whether the bound allows another segment. Holds mu.
+func (j *journal) mayGrow() bool {
+	for i := range j.segs {
+		if j.segs[i].Load() == nil {
+			return true
+		}
+	}
+	return false
 }
 
 // copyPending copies from what is staged and not yet in the file.

@@ -518,8 +518,7 @@ func (s *Store) addSegment() error {
 			}
 		}
 	}
-	j.building = index >= 0
-	if index < 0 {
+	if j.building = index >= 0; !j.building {
 		j.changed.Broadcast()
 	}
 	j.mu.Unlock()

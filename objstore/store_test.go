@@ -139,6 +139,7 @@ func TestWriteReadReopen(t *testing.T) {
 
 func TestVersionsMergeDelete(t *testing.T) {
 	cfg := testConfig(t)
+	cfg.ScrubBytesPerSecond = -1 // it would hold an object that is to go
 	s := openNew(t, cfg)
 	g, key := s.Group(1), MakeKey(1, 0)
 	a, b, c := fill(1, 4), fill(2, 2), fill(3, 1)

@@ -26,6 +26,9 @@ func TestModel(t *testing.T) {
 	if err != nil {
 		runs = 6
 	}
+	if testing.Short() {
+		runs = min(runs, 2)
+	}
 	base := uint64(time.Now().UnixNano())
 	for i := range runs {
 		runModel(t, base+uint64(i))

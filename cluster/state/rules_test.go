@@ -470,6 +470,9 @@ func TestSnapshots(t *testing.T) {
 
 // TestDeepChain: a thousand snapshots, all but the first and the last deleted, are collected from the top down.
 func TestDeepChain(t *testing.T) {
+	if testing.Short() {
+		t.Skip("one goroutine, and long")
+	}
 	m, _ := cluster(t, 1, 1, 1)
 	step := func(c Command) Result { // without the checks of apply: they would take minutes
 		next, res := m.Apply(m.Index+1, &c)
