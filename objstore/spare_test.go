@@ -8,7 +8,7 @@ import (
 // TestSpareSlots: what an overwrite left free is kept for the next one and given back when the object rests; what a trim left free is given
 // back at once.
 func TestSpareSlots(t *testing.T) {
-	cfg := Config{Dir: t.TempDir(), Logger: quiet(), ReserveBytes: -1, CheckpointInterval: time.Hour}
+	cfg := Config{Dir: t.TempDir(), Logger: quiet(), ReserveBytes: -1, CheckpointInterval: time.Hour, ScrubBytesPerSecond: -1} // the scrub gives spare slots back, too
 	s := openNew(t, cfg)
 	g := s.Group(1)
 	key := MakeKey(1, 0)
