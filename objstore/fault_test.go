@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -45,7 +46,12 @@ func TestFaults(t *testing.T) {
 			}
 			n, missed := 0, 0
 			for k := 1; k < *faultCalls && missed < 3; k += 1 + k / *faultEvery {
+				watch := time.AfterFunc(2*time.Minute, func() {
+					debug.SetTraceback("all")
+					panic(fmt.Sprintf("%s, %s, call %d: hangs", op, name, k))
+				})
 				hit, err := runFaults(uint64(k%5), op, func(call int64) error { return causes[name](call, int64(k)) })
+				watch.Stop()
 				if err != nil {
 					t.Errorf("%s, %s, call %d: %v", op, name, k, err)
 					break

@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -99,18 +100,34 @@ func TestPlanted(t *testing.T) {
 	}
 }
 
-func findBug(seed uint64, directed func(uint64) error) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("panic: %v", p)
+// plantedHang is when a run counts as one that hangs, which finds a bug, too.
+const plantedHang = time.Minute
+
+func findBug(seed uint64, directed func(uint64) error) error {
+	done := make(chan error, 1)
+	go func() {
+		defer func() {
+			if p := recover(); p != nil {
+				done <- fmt.Errorf("panic: %v", p)
+			}
+		}()
+		if directed != nil {
+			done <- directed(seed)
+			return
 		}
+		r := rand.New(rand.NewPCG(seed, 3))
+		_, err := runWorld(seed, 150, 1+r.IntN(60), 1+r.IntN(60), 0)
+		done <- err
 	}()
-	if directed != nil {
-		return directed(seed)
+	timer := time.NewTimer(plantedHang)
+	defer timer.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-timer.C:
+		stacks := make([]byte, 1<<20)
+		return fmt.Errorf("hangs\n%s", stacks[:runtime.Stack(stacks, true)])
 	}
-	r := rand.New(rand.NewPCG(seed, 3))
-	_, err = runWorld(seed, 150, 1+r.IntN(60), 1+r.IntN(60), 0)
-	return err
 }
 
 // rotOnce flips bits of object files under a store with some history.
