@@ -19,6 +19,7 @@ type Health struct {
 	Degraded int `json:"degraded"` // fewer copies in sync than asked for; reads and writes go on
 	Stalled  int `json:"stalled"`  // fewer than min-copies: writes wait, reads go on
 	Waiting  int `json:"waiting"`  // no primary: reads and writes wait
+	Lost     int `json:"lost"`     // the disks of all who answer have failed under them: reads and writes wait
 	Copies   int `json:"copies"`   // the largest number of copies asked for: for the words
 }
 
@@ -33,6 +34,8 @@ func HealthOf(m *state.Map) Health {
 	for _, g := range m.Groups {
 		p := pools[uint16(g.ID>>16)]
 		switch {
+		case g.Lost():
+			h.Lost++
 		case g.Primary.Node == state.NoNode:
 			h.Waiting++
 		case p != nil && len(g.InSync) < p.MinCopies:
@@ -69,6 +72,10 @@ func describe(now time.Time, m *state.Map, cluster string, h Health, p Progress)
 		return "unformatted", state.ErrUnformatted.Error()
 	case m.ShutDown:
 		return "shutting down", "shutting down"
+	case h.Lost > 0:
+		name = "waiting"
+		text = fmt.Sprintf("degraded: %d of %d groups wait, the disks with their only copies have failed: start nodes that are down and have one, or `sheep cluster recover force` gives them up%s",
+			h.Lost, h.Groups, downNodes(now, m))
 	case h.Waiting > 0:
 		name = "waiting"
 		text = fmt.Sprintf("degraded: %d of %d groups wait, none of their last in-sync replicas is in service%s", h.Waiting, h.Groups, downNodes(now, m))

@@ -58,7 +58,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	for _, s := range []struct {
 		name  string
 		count int
-	}{{"full", h.Full}, {"moving", h.Moving}, {"degraded", h.Degraded}, {"stalled", h.Stalled}, {"waiting", h.Waiting}} {
+	}{{"full", h.Full}, {"moving", h.Moving}, {"degraded", h.Degraded}, {"stalled", h.Stalled}, {"waiting", h.Waiting}, {"lost", h.Lost}} {
 		gauge(descGroups, float64(s.count), s.name)
 	}
 	for _, n := range nodesOf(m) {

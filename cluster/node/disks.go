@@ -229,7 +229,7 @@ func (s *stores) find(name string) *disk {
 var ErrLastDisk = errors.New("it is the only disk of this node that works: drain the node, or add another disk first")
 
 // RemoveDisk begins to move a disk's groups to the node's others; when none is left on it, it is let go. That goes on over restarts, and its progress is in Disks. A disk
-// that failed is let go at once, if nothing that only it has is missed.
+// that failed, in this life of the node or an earlier one, is let go at once, unless it had the only copy of something: then it is refused with EBUSY.
 func (n *Node) RemoveDisk(name string) error {
 	s := n.stores
 	s.opMu.Lock()
@@ -273,13 +273,7 @@ func (s *stores) note(d *disk) error {
 func (n *Node) refuseRemoval(d *disk) error {
 	s := n.stores
 	if d.State == DiskFailed || d.store != nil && d.store.Err() != nil {
-		if d.store != nil {
-			if left := n.engine.NamedOn(d.store); left > 0 {
-				return fmt.Errorf("%d groups whose copies are on it still count on this node: wait until they were given to others, "+
-					"or `sheep cluster recover force` gives them up: %w", left, syscall.EBUSY)
-			}
-		}
-		return nil
+		return n.refuseLoss(d)
 	}
 	var room int64
 	others := 0
@@ -297,6 +291,23 @@ func (n *Node) refuseRemoval(d *disk) error {
 		return fmt.Errorf("the node's other disks have room for %d MiB, it holds %d MiB: add a disk, or drain the node: %w", room>>20, need>>20, syscall.ENOSPC)
 	}
 	return nil
+}
+
+// refuseLoss says that a disk that failed had the only copies of groups, as far as this node knows. opMu is held.
+func (n *Node) refuseLoss(d *disk) error {
+	self := n.Self()
+	if me := n.Map().Node(self.Node); me == nil || me.Inc != self.Inc { // until then the map may be one of before
+		return fmt.Errorf("this node does not take part in the cluster yet, so whether it has the only copy of something is not known: %w", syscall.EAGAIN)
+	}
+	left := n.engine.LostGroups()
+	if d.store != nil {
+		left += n.engine.NamedOn(d.store)
+	}
+	if left == 0 {
+		return nil
+	}
+	return fmt.Errorf("%d groups have their only copy on it, or on another failed disk of this node: wait until other replicas have them, "+
+		"or give them up by `sheep cluster recover force`: %w", left, syscall.EBUSY)
 }
 
 // nearFullPart of a disk is not counted on when groups are moved to it.

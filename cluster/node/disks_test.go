@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sheepdog-go/sheepdog/cluster/consensus"
 	"github.com/sheepdog-go/sheepdog/cluster/state"
 	"github.com/sheepdog-go/sheepdog/objstore"
 )
@@ -220,34 +222,141 @@ func TestRule21HomesFollowSize(t *testing.T) {
 	}
 }
 
-// A disk that failed stays so over restarts, until it is removed; the node goes on with its others.
+// failDisk writes into a stopped node's record that its second disk failed.
+func failDisk(t *testing.T, cfg Config) {
+	t.Helper()
+	self, err := openDir(cfg.Dirs[0], nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer self.close()
+	if err := self.change(func(id *identity) { id.Disks[1].State, id.Disks[1].Why = DiskFailed, "input/output error" }); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// lostGroups are those that raft says nobody has a copy of.
+func lostGroups(n *Node) (list []state.GroupTerm) {
+	for _, g := range n.Map().Groups {
+		if g.Lost() {
+			list = append(list, state.GroupTerm{Group: g.ID, Term: g.Term})
+		}
+	}
+	return list
+}
+
+// force is `cluster recover force`.
+func force(t *testing.T, n *Node, groups []state.GroupTerm) {
+	t.Helper()
+	res, err := n.Propose(t.Context(), &state.Command{ID: consensus.NewID(), Time: time.Now(), Force: &state.Force{Groups: groups}})
+	if err == nil {
+		err = res.Err()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A disk that failed stays so over restarts, until it is removed; the node goes on with its others. What only it had is neither served empty nor forgotten with it: its
+// groups wait, and it cannot be removed, until an administrator gives them up.
 func TestFailureDiskStaysFailed(t *testing.T) {
-	cfg, n, first, second := twoDisks(t)
+	cfg, n, _, second := twoDisks(t)
+	fillGroups(t, n)
 	if _, err := n.AddDisk(t.Context(), second); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, 20*time.Second, "it has its share", func() bool { return info(n, second).State == DiskInUse })
+	only := len(diskGroups(n, second))
 	stop(t, n)
-	self, err := openDir(first, nil)
-	if err != nil {
-		t.Fatal(err)
+	failDisk(t, cfg)
+	failed := func() {
+		t.Helper()
+		n = startNode(t, cfg)
+		eventually(t, 10*time.Second, "it serves", allServe(n))
+		if d := info(n, second); d == nil || d.State != DiskFailed || d.Why != "input/output error" || d.Store != nil {
+			t.Errorf("after a restart: %+v", d)
+		}
+		if !n.stores.lostDisk() || len(n.Stores()) != 1 {
+			t.Error("it was opened")
+		}
+		eventually(t, 20*time.Second, "its groups are known to be lost", func() bool { return len(lostGroups(n)) == only })
+		if err := n.RemoveDisk(second); !errors.Is(err, syscall.EBUSY) || !strings.Contains(err.Error(), fmt.Sprintf("%d groups have their only copy", only)) {
+			t.Errorf("remove the only copy of %d groups: %v", only, err)
+		}
 	}
-	if err := self.change(func(id *identity) { id.Disks[1].State, id.Disks[1].Why = DiskFailed, "input/output error" }); err != nil {
-		t.Fatal(err)
-	}
-	self.close()
-	n = startNode(t, cfg)
-	eventually(t, 10*time.Second, "it serves", allServe(n))
-	if d := info(n, second); d == nil || d.State != DiskFailed || d.Why != "input/output error" || d.Store != nil {
-		t.Errorf("after a restart: %+v", d)
-	}
-	if !n.stores.lostDisk() || len(n.Stores()) != 1 {
-		t.Error("it was opened")
+	failed()
+	stop(t, n)
+	failed()
+	force(t, n, lostGroups(n))
+	fillGroups(t, n) // empty, but served
+	if left := len(lostGroups(n)); left != 0 {
+		t.Errorf("%d groups are lost after they were given up", left)
 	}
 	if err := n.RemoveDisk(second); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := n.AddDisk(context.Background(), second); err == nil || !strings.Contains(err.Error(), "empty the directory") {
 		t.Errorf("a failed disk came back with what it held: %v", err)
+	}
+	stop(t, n)
+	n = startNode(t, cfg) // what was given up stays given up
+	eventually(t, 10*time.Second, "it serves", allServe(n))
+	fillGroups(t, n)
+}
+
+// Where both replicas of a group went with disks, and nobody was there to see it, the group is lost and not empty. Where one node still has it, nothing is.
+func TestFailureBothCopiesWentWithDisks(t *testing.T) {
+	dir := t.TempDir()
+	var nodes [2]*Node
+	var cfgs [2]Config
+	for i := range nodes {
+		cfgs[i] = config(t, dir, i+1, "127.0.0.1")
+		cfgs[i].Dirs = append(cfgs[i].Dirs, filepath.Join(dir, fmt.Sprint("second", i)))
+		nodes[i] = startNode(t, cfgs[i])
+	}
+	eventually(t, 5*time.Second, "they meet", func() bool { return len(nodes[0].Met()) == 2 })
+	format(t, nodes[0], 2)
+	eventually(t, 20*time.Second, "all is in sync", func() bool { return allServe(nodes[:]...)() && healthy(nodes[0].Map(), 2) })
+	both := 0
+	eventually(t, 20*time.Second, "every group has something", func() bool {
+		both = 0
+		second := map[objstore.GroupID]bool{}
+		for _, id := range diskGroups(nodes[0], cfgs[0].Dirs[1]) {
+			second[id] = true
+		}
+		for _, id := range diskGroups(nodes[1], cfgs[1].Dirs[1]) {
+			if second[id] {
+				both++
+			}
+		}
+		return len(holds(nodes[0])) == 64 && len(holds(nodes[1])) == 64
+	})
+	for i := range nodes {
+		nodes[i].Crash()
+		failDisk(t, cfgs[i])
+	}
+	for i := range nodes {
+		nodes[i] = startNode(t, cfgs[i])
+	}
+	eventually(t, 20*time.Second, "they serve", allServe(nodes[:]...))
+	eventually(t, 20*time.Second, "what both lost is known", func() bool { return len(lostGroups(nodes[0])) == both })
+	eventually(t, 20*time.Second, "the others are in sync", func() bool {
+		in := 0
+		for _, g := range nodes[0].Map().Groups {
+			if !g.Lost() && len(g.InSync) == 2 && nodes[0].Map().InService(g.Primary) {
+				in++
+			}
+		}
+		return in == 64-both
+	})
+	for i, n := range nodes {
+		if err := n.RemoveDisk(cfgs[i].Dirs[1]); !errors.Is(err, syscall.EBUSY) || !strings.Contains(err.Error(), "only copy") {
+			t.Errorf("node %d: %v", i, err)
+		}
+	}
+	force(t, nodes[0], lostGroups(nodes[0]))
+	eventually(t, 20*time.Second, "all is in sync", func() bool { return healthy(nodes[0].Map(), 2) && len(lostGroups(nodes[0])) == 0 })
+	for i, n := range nodes {
+		eventually(t, 20*time.Second, "the disk can go", func() bool { return n.RemoveDisk(cfgs[i].Dirs[1]) == nil })
 	}
 }

@@ -38,7 +38,8 @@ type group struct {
 	agree *state.Group
 	role  role
 	move  *move  // to another of our disks
-	lost  bool   // our copy went with a disk, and nobody has brought this one up to date since: it must not be served
+	lost  bool   // our copy went with a disk, and nobody has brought this one up to date since: it must not be served (lost.go)
+	anew  uint64 // the force by which we went on with another disk
 	fence uint64 // the highest term known: messages of a lower one change nothing (invariant 6)
 
 	// The log: entries are numbered without gaps (R1). Committed means: on every in-sync replica.
@@ -143,7 +144,7 @@ func (g *group) open() bool {
 		g.last = g.st.Last().LSN
 		g.journaled = g.last
 		g.syncing = g.st.Syncing()
-		g.lost = g.lost || g.last == 0 && g.e.cfg.LostDisk != nil && g.e.cfg.LostDisk()
+		g.lost = g.lost || (g.last == 0 || g.syncing) && g.e.cfg.LostDisk != nil && g.e.cfg.LostDisk()
 	}
 	return true
 }
@@ -161,6 +162,7 @@ func (g *group) update(sg *state.Group, b *wire.Batch) {
 		g.open()
 	case sg.Primary == self && self.Inc != 0:
 		g.fence = sg.Term
+		g.startAnew()
 		if !g.open() {
 			return
 		}
@@ -178,6 +180,9 @@ func (g *group) update(sg *state.Group, b *wire.Batch) {
 		g.fence = sg.Term
 		g.stepDown(b)
 		g.role = secondary
+		if isMember(sg.InSync, self) {
+			g.startAnew()
+		}
 	default:
 		g.fence = sg.Term
 		g.stepDown(b)

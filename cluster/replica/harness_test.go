@@ -57,6 +57,8 @@ func (a *authority) apply(cmd *state.Command) state.Result {
 		cmd.Sync.Leased = l
 	case cmd.Resume != nil:
 		cmd.Resume.Leased = l
+	case cmd.Force != nil:
+		cmd.Force.Leased = l
 	}
 	m, res := a.m.Apply(a.m.Index+1, cmd)
 	a.m = m

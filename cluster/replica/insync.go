@@ -212,7 +212,9 @@ func (g *group) wanted() *change {
 		ch.To = g.handTo
 	}
 	if len(ch.Add)+len(ch.Remove) == 0 && ch.To == state.NoNode {
-		return nil
+		if ch.NoCopy = g.noCopy(); !ch.NoCopy {
+			return nil
+		}
 	}
 	return ch
 }

@@ -60,17 +60,6 @@ func (e *Engine) GroupsOn(s *objstore.Store) []state.GroupID {
 	return list
 }
 
-// NamedOn counts the groups on a disk whose in-sync set, as the map in use has it, names this node: what they have there would be missed.
-func (e *Engine) NamedOn(s *objstore.Store) int {
-	n, m, self := 0, e.agreed(), e.self()
-	for _, id := range e.GroupsOn(s) {
-		if sg := m.Group(id); sg != nil && namesNode(sg.InSync, self.Node) {
-			n++
-		}
-	}
-	return n
-}
-
 // Move moves our copy of a group to another disk of this node and returns when the group is served from there and the old copy is gone for good. flip is called at
 // the moment from which Config.Store must answer with the new disk. On an error the group is where it was; nothing is left of the attempt that a later one, or a
 // restart, does not clean up.
@@ -406,20 +395,4 @@ func (g *group) tellFailed(b *wire.Batch) {
 	m := fetchMeta{block: wholeDisk}
 	h := wire.Header{Kind: wire.KindRotten, Group: uint32(g.id), Term: g.agree.Term, From: g.e.self().Inc, To: g.agree.Primary.Inc}
 	g.e.peer(g.agree.Primary.Node).call(&h, m.append(nil), nil, nil, callLimit, func(*wire.Frame, *wire.Batch) {}, b)
-}
-
-// leaveFailed gives the group another disk if the one it was on has failed: what it had there counts no more, and a resync is about to bring it all. While the
-// in-sync set may name us nothing is given up. mu is held.
-func (g *group) leaveFailed() {
-	if g.store == nil || g.store.Err() == nil || g.agree == nil || namesNode(g.agree.InSync, g.e.self().Node) {
-		return
-	}
-	if s := g.e.cfg.Store(g.id); s == nil || s.Err() != nil {
-		return
-	}
-	g.e.log.Warn("a group leaves a disk that failed", "group", g.id)
-	g.dropTail()
-	g.dropCopy()
-	g.forget()
-	g.lost = true
 }

@@ -110,7 +110,7 @@ func (s *resyncer) scan() {
 	s.e.eachGroup(func(g *group) {
 		g.mu.Lock()
 		defer g.mu.Unlock()
-		if g.role != serving || g.agree == nil {
+		if g.role != serving || g.agree == nil || g.store.Err() != nil { // a disk that failed is nobody's source
 			return
 		}
 		for _, t := range g.agree.Target {
@@ -370,7 +370,7 @@ func (r *resync) begin(pos *wire.Position) error {
 		g.mu.Unlock()
 		return errors.New("no connection")
 	}
-	if !pos.Syncing && !mine.Syncing && pos.Last == mine.Last && common == mine.Last.LSN { // it missed nothing
+	if !pos.Syncing && !pos.Lost && !mine.Syncing && pos.Last == mine.Last && common == mine.Last.LSN { // it missed nothing
 		r.x.acked, r.x.sent, r.x.live, r.j.listed = g.last, g.last, true, true
 		g.mu.Unlock()
 		return nil

@@ -236,7 +236,11 @@ func (g *group) position(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 	}
 	if err := g.store.Commit(); err != nil {
 		g.e.diskFailed(err)
-		g.deny(c, f, wire.StatusFailed, []byte(err.Error()), b)
+		s := wire.StatusFailed
+		if g.agree == nil || g.agree.Term < f.Term { // the term may be one that has us go on elsewhere
+			s = wire.StatusBehind
+		}
+		g.deny(c, f, s, []byte(err.Error()), b)
 		return
 	}
 	g.journaled = g.last
@@ -246,7 +250,7 @@ func (g *group) position(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 // where describes our copy. mu is held.
 func (g *group) where() *wire.Position {
 	last := g.st.Last()
-	p := &wire.Position{Last: wire.Number(last), Commit: g.commit, Syncing: g.st.Syncing(), Credit: g.credit()}
+	p := &wire.Position{Last: wire.Number(last), Commit: g.commit, Syncing: g.st.Syncing(), Lost: g.lost, Credit: g.credit()}
 	for _, n := range g.st.TermStarts() {
 		p.Terms = append(p.Terms, wire.Number(n))
 	}

@@ -36,6 +36,10 @@ func (g *group) activate(b *wire.Batch) {
 	g.unpause()
 	g.role, g.term, g.granted = activating, g.agree.Term, g.agree.Granted
 	g.durable, g.told, g.change, g.handTo = 0, 0, nil, state.NoNode
+	if g.st.Syncing() { // a resync of us ended early: we are where our entries are, not where its stream began
+		g.last = g.st.Last().LSN
+		g.journaled = min(g.journaled, g.last)
+	}
 	g.takeover = &takeover{began: time.Now(), positions: map[*member]*wire.Position{}, asked: map[*member]*wire.Conn{}}
 	g.members = nil
 	g.setMembers()
@@ -131,13 +135,13 @@ func (t *takeover) step(g *group, b *wire.Batch) {
 			return
 		}
 	}
-	if g.lost && len(g.members) == 0 {
-		return // whatever there is of the group, others have it: they are waited for (invariant 3)
-	}
 	last := g.st.Last()
 	if to := t.longer(g, wire.Number(last)); to != state.NoNode && !broken("R7") {
 		g.handTo = to
 		g.wantSet()
+		return
+	}
+	if t.giveLost(g) { // whatever there is of the group, others have it: they are waited for (invariant 3)
 		return
 	}
 	terms := g.where().Terms
@@ -157,7 +161,7 @@ func (t *takeover) step(g *group, b *wire.Batch) {
 		if newer(pos.Last, wire.Number(last)) && !pos.Syncing && !g.st.Syncing() {
 			return // it has more than we do and could not be given the group: it goes first, or leaves the set
 		}
-		same := !pos.Syncing && !g.st.Syncing() && pos.Last.LSN <= g.last && (pos.Last.LSN == 0 || termAt(terms, pos.Last.LSN) == pos.Last.Term)
+		same := !pos.Syncing && !pos.Lost && !g.st.Syncing() && pos.Last.LSN <= g.last && (pos.Last.LSN == 0 || termAt(terms, pos.Last.LSN) == pos.Last.Term)
 		if same && pos.Last.LSN+1 >= reach {
 			m.live, m.acked, m.sent, m.conn = true, pos.Last.LSN, pos.Last.LSN, m.p.current()
 			g.pump(m, b)
@@ -198,20 +202,16 @@ func (t *takeover) makeWhole(g *group) {
 	})
 }
 
-// longer names a member that has more than we do. A copy that is a mixture has no number to compare.
-func (t *takeover) longer(g *group, last wire.Number) state.NodeID {
-	if g.st.Syncing() {
-		last = wire.Number{}
-	}
-	to := state.NoNode
+// longer names the member with the longest of the best copies, if that is better than ours. A copy that is a mixture has no number to compare.
+func (t *takeover) longer(g *group, ours wire.Number) state.NodeID {
+	best, last, to := worth(g.lost, g.st.Syncing()), ours, state.NoNode
 	for _, m := range g.members {
 		pos := t.positions[m]
-		if pos.Syncing || m.removed || !newer(pos.Last, last) && !(g.st.Syncing() && to == state.NoNode) {
+		w := worth(pos.Lost, pos.Syncing)
+		if w < best || w == best && (w < whole || !newer(pos.Last, last)) || m.removed || !g.e.agreed().InService(m.Member) {
 			continue
 		}
-		if g.e.agreed().InService(m.Member) {
-			last, to = pos.Last, m.Node
-		}
+		best, last, to = w, pos.Last, m.Node
 	}
 	return to
 }

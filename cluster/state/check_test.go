@@ -98,10 +98,11 @@ func checkTerms(old, now *Map, cmd *Command) error {
 	return eachGroup(old, now, func(was, is *Group) error {
 		same := was.Primary == is.Primary && slices.Equal(was.InSync, is.InSync)
 		asked := cmd.Sync != nil && slices.ContainsFunc(cmd.Sync.Changes, func(c SetChange) bool { return c.Group == was.ID && c.To == was.Primary.Node })
-		if same && is.Term != was.Term && !asked || !same && is.Term != was.Term+1 {
+		forced := cmd.Force != nil && is.Forced == is.Term
+		if same && is.Term != was.Term && !asked && !forced || !same && is.Term != was.Term+1 {
 			return fmt.Errorf("term %d after %d", is.Term, was.Term)
 		}
-		if is.Primary != was.Primary && is.Granted != is.Term || is.Primary == was.Primary && is.Granted != was.Granted {
+		if is.Primary != was.Primary && is.Granted != is.Term || is.Primary == was.Primary && is.Granted != was.Granted && !forced {
 			return fmt.Errorf("primary %v was granted at %d, %v at %d", was.Primary, was.Granted, is.Primary, is.Granted)
 		}
 		if is.Primary.Node != NoNode && is.Primary != was.Primary && !now.Intact(is.Primary) {

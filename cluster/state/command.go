@@ -135,6 +135,8 @@ type SetChange struct {
 	// To hands the primary's role to this in-sync member; NoNode: keep it. A primary that names itself only takes a new term: so it gives
 	// up an older proposal whose outcome it could not learn (R9).
 	To NodeID
+	// NoCopy says that neither the primary nor any member that answers has a copy any more (Group.NoCopy). Nothing else is changed with it.
+	NoCopy bool `json:",omitempty"`
 }
 
 // Recovered says how far a resumed set recovered (R17).
@@ -230,7 +232,7 @@ type CloseSess struct{ ID uint64 }
 // Unlock ends every session of a VDI and raises its generation.
 type Unlock struct{ Name string }
 
-// Force makes groups go on with an older or smaller set (`cluster recover force`).
+// Force makes groups go on with an older or smaller set, or with nothing where the last copies went with their disks (`cluster recover force`).
 type Force struct {
 	Groups []GroupTerm
 	Leased []Member

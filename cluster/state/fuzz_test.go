@@ -29,7 +29,7 @@ func orders() []Command {
 		{Register: &Register{UUID: "node2", Inc: 5, PrevInc: 102, VNodes: 64, Boot: "b", Leased: some}},
 		{Register: &Register{UUID: "new", Inc: 5, VNodes: 32, Zone: "z"}},
 		{InService: &InService{Members: []Member{{2, 5}}, Leased: some}},
-		{Sync: &SyncChange{By: some[0], Leased: some, Changes: []SetChange{{0, 1, some[2:], nil, NoNode}, {1, 2, nil, some[1:2], 0}, {2, 2, some, nil, 1}}}},
+		{Sync: &SyncChange{By: some[0], Leased: some, Changes: []SetChange{{0, 1, some[2:], nil, NoNode, false}, {1, 2, nil, some[1:2], 0, false}, {2, 2, some, nil, 1, false}, {3, 2, nil, nil, NoNode, true}}}},
 		{Recovered: &Recovered{By: some[0], Groups: []GroupRecovered{{0, 1, 1}}}},
 		{CreateVDI: &CreateVDI{Name: "n", Size: 1, Copies: 1}},
 		{FreezeVDI: &FreezeVDI{Vid: HashName("a") + 2, Closing: 20, Terms: []uint64{1, 2, 2, 2}}},

@@ -37,6 +37,12 @@ func (e *edit) setChange(by Member, c *SetChange, leased []Member) *Error {
 	if g.Term != c.Term || g.Primary != by || g.Term != e.termBefore(i) {
 		return refuse(Stale, "group %x is at term %d, not %d", uint32(c.Group), g.Term, c.Term)
 	}
+	if c.NoCopy {
+		if g.NoCopy != g.Term {
+			e.group(i).NoCopy = g.Term
+		}
+		return nil
+	}
 	set, err := e.changed(g, c)
 	if err != nil {
 		return err

@@ -112,12 +112,20 @@ type Group struct {
 	Back []Member `json:"back,omitempty"`
 	// LostAt is when the last member in service ended; zero while one is.
 	LostAt time.Time `json:"lostAt"`
+	// NoCopy is the term under which the primary said that it has nothing of the group, and no member that answers has: their disks failed. It counts while Term is the
+	// same; the group waits until such a member is back, or for Force.
+	NoCopy uint64 `json:"noCopy,omitempty"`
+	// Forced is the term that Force gave last. Its primary serves what there is, even nothing.
+	Forced uint64 `json:"forced,omitempty"`
 	// Resumes counts the times the set went on after all its members had restarted, or by force (R17).
 	Resumes uint64 `json:"resumes"`
 	// Recovered is the last number that survived resume number RecoveredAt; a client sends what lies beyond again.
 	Recovered   uint64 `json:"recovered"`
 	RecoveredAt uint64 `json:"recoveredAt"`
 }
+
+// Lost says that nobody who answers has a copy of the group any more.
+func (g *Group) Lost() bool { return g.NoCopy == g.Term }
 
 // VDIState is what may be done with a VDI.
 type VDIState uint8

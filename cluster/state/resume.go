@@ -112,6 +112,9 @@ func (e *edit) force(c *Force) *Error {
 
 func (e *edit) forceGroup(i int, leased []Member) bool {
 	g := e.m.Groups[i]
+	if g.Lost() {
+		return e.forceTargets(i, leased)
+	}
 	if set := e.serving(g.InSync, leased); len(set) > 0 { // these have lost nothing
 		if e.m.Intact(g.Primary) && !slices.Contains(set, g.Primary) {
 			return false // the primary may be serving still: it has to end first
@@ -130,16 +133,27 @@ func (e *edit) forceGroup(i int, leased []Member) bool {
 	}
 	set := e.m.returned(g, leased)
 	if len(set) == 0 {
-		for _, id := range g.Target {
-			if b := e.m.Current(id); len(e.serving([]Member{b}, leased)) > 0 {
-				set = append(set, b)
-			}
+		return e.forceTargets(i, leased)
+	}
+	e.goOn(i, set)
+	return true
+}
+
+// forceTargets has a group go on with whoever shall hold it and is in service: the longest of what they have counts, which may be nothing.
+func (e *edit) forceTargets(i int, leased []Member) bool {
+	var set []Member
+	for _, id := range e.m.Groups[i].Target {
+		if b := e.m.Current(id); len(e.serving([]Member{b}, leased)) > 0 {
+			set = append(set, b)
 		}
 	}
 	if len(set) == 0 {
 		return false
 	}
 	e.goOn(i, set)
+	g := e.group(i)
+	g.Forced, g.Granted = g.Term+1, g.Term+1 // a term of its own, also if it names whom it named
+	e.raised = append(e.raised, i)
 	return true
 }
 

@@ -87,7 +87,7 @@ func (m *Map) checkGroup(g *Group) error {
 	if g.Primary.Node != NoNode && !slices.Contains(g.InSync, g.Primary) {
 		return fmt.Errorf("the primary, node %d, is not in sync", g.Primary.Node)
 	}
-	if g.Term == 0 || g.Term > countMax || g.Resumes > countMax || g.Granted > g.Term {
+	if g.Term == 0 || g.Term > countMax || g.Resumes > countMax || max(g.Granted, g.NoCopy, g.Forced) > g.Term {
 		return fmt.Errorf("term %d, granted at %d", g.Term, g.Granted)
 	}
 	for i, b := range g.InSync {

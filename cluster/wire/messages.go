@@ -228,7 +228,8 @@ func (m *Number) Append(b []byte) []byte { return le.AppendUint64(le.AppendUint6
 type Position struct {
 	Last    Number
 	Commit  uint64
-	Syncing bool
+	Syncing bool // it is a mixture
+	Lost    bool // it went with a disk: what there is is nothing, or a mixture that nobody finished
 	Credit  Credit
 	Terms   []Number // first number of each term, oldest first
 }
@@ -240,6 +241,9 @@ func (m *Position) Append(b []byte) []byte {
 	s := byte(0)
 	if m.Syncing {
 		s = 1
+	}
+	if m.Lost {
+		s |= 2
 	}
 	b = append(b, s)
 	for i := range m.Terms {
@@ -254,7 +258,7 @@ func (m *Position) Parse(b []byte) error {
 		return errShort
 	}
 	credit, _, _ := ParseAcks(b[24:])
-	*m = Position{Last: Number{le.Uint64(b), le.Uint64(b[8:])}, Commit: le.Uint64(b[16:]), Credit: credit, Syncing: b[head-1] == 1}
+	*m = Position{Last: Number{le.Uint64(b), le.Uint64(b[8:])}, Commit: le.Uint64(b[16:]), Credit: credit, Syncing: b[head-1]&1 != 0, Lost: b[head-1]&2 != 0}
 	m.Terms = ParseNumbers(b[head:])
 	return nil
 }
