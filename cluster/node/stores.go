@@ -475,7 +475,7 @@ func (s *stores) close() error {
 		if d.store == nil {
 			continue
 		}
-		if err := d.store.Close(); err != nil && d.State != DiskFailed {
+		if err := d.store.Close(); err != nil && !errors.Is(err, objstore.ErrDiskFailed) { // of that everybody knows
 			errs = append(errs, fmt.Errorf("close store %s: %w", d.Dir, err))
 		}
 	}
