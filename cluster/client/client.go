@@ -17,7 +17,8 @@ type Client struct {
 
 	peers   sync.Map // state.NodeID → *peer
 	epochs  atomic.Uint64
-	now     atomic.Int64 // ticks since the start, from 1
+	seqs    atomic.Uint64 // given to changes of shared VDIs
+	now     atomic.Int64  // ticks since the start, from 1
 	started time.Time
 	closed  atomic.Bool
 	// refollow has the tender treat the map as a new one.

@@ -42,6 +42,10 @@ func (c *Client) dispatch(p *piece, b *wire.Batch) {
 			c.settle(p, p.errorf(syscall.EIO, "acknowledged writes there were lost and not written again"), b)
 			return
 		}
+		if err := s.once(p, g); err != nil {
+			c.settle(p, err, b)
+			return
+		}
 		c.sendTo(p, m, g, b)
 		return
 	}
@@ -153,7 +157,7 @@ func (c *Client) acknowledged(p *piece, b *wire.Batch) {
 	if s.dead.Load() == nil {
 		s.remember(sg, p)
 	}
-	free := s.over.remove(p)
+	free := s.changed(p)
 	s.mu.Unlock()
 	c.finish(p, nil, free, b)
 }
@@ -186,7 +190,7 @@ func (c *Client) settle(p *piece, err error, b *wire.Batch) {
 	var free pieceList
 	if p.changes() {
 		s.mu.Lock()
-		free = s.over.remove(p)
+		free = s.changed(p)
 		s.mu.Unlock()
 	}
 	c.finish(p, err, free, b)

@@ -14,6 +14,7 @@
 //	session.go  R14: the right to write a VDI             renew.go    a session that lapsed
 //	flush.go    flush by group, shared by all who wait    retain.go   R17: what is acknowledged and not flushed
 //	replay.go   R17: sent again after a set resumed       open.go     Disk, opening and closing
+//	once.go     changes of shared VDIs are done once
 //	client.go   the Client and its tender                 watch.go    the map for programs; propose.go: proposing for them
 //
 // # What it promises
@@ -24,7 +25,8 @@
 //     before anything is sent again, and terms and generations fence what is elsewhere.
 //   - Changes that are acknowledged and not flushed are kept, bounded by Config.RetainBytesMax; when all nodes of a group lost power they are sent again, in order,
 //     before anything else goes there. What cannot be sent again fails the reads of those blocks and the next FLUSH; nothing is lost silently.
-//   - Several clients may write a shared VDI: a FLUSH by any of them covers all. What a power cut took of it is not sent again, since others may have written there
+//   - Several clients may write a shared VDI: a FLUSH by any of them covers all. A change that is sent again is done once (once.go); where that cannot be known, because
+//     all nodes of its group ended, or the session did, it fails with EIO. What a power cut took of it is not sent again, since others may have written there
 //     since; the reads of those blocks fail where they were written, and the next FLUSH of every client fails.
 //   - A session that others ended stays ended: its requests fail with EIO. One that merely lapsed is opened again, if nobody had the VDI meanwhile.
 //

@@ -73,6 +73,7 @@ type sgroup struct {
 	resumes     atomic.Uint64
 	resumedTerm uint64 // of the map that said so first: answers to requests of older terms don't count any more
 
+	sent    []uint64  // shared VDI: changes that were sent and have no answer yet, by the numbers that name them, rising
 	keep    retained  // acknowledged, not flushed
 	inherit bool      // what predecessors wrote is not flushed yet
 	isDirty bool      // in the session's list, or in the round under way

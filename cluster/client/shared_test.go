@@ -3,6 +3,7 @@ package client
 import (
 	"bytes"
 	"errors"
+	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -84,6 +85,64 @@ func TestInvariant7SharedWritesAreNotSentAgain(t *testing.T) {
 		}
 		if !bytes.Equal(read(t, a, 0, 4096), pattern(4096, 3)) {
 			t.Error("not healed by writing")
+		}
+	})
+}
+
+// TestInvariant7SharedChangesHaveNumbers: what is sent again has the number it had, and says which older ones may still come.
+func TestInvariant7SharedChangesHaveNumbers(t *testing.T) {
+	shared(t, func(t *testing.T, f *fake, a, b *Disk) {
+		var mu sync.Mutex
+		var seen []wire.Once
+		drop := true
+		f.setFault(func(_ state.NodeID, r *wire.Request) verdict {
+			mu.Lock()
+			defer mu.Unlock()
+			if r.Kind != wire.KindWrite {
+				return serve
+			}
+			seen = append(seen, r.IO.Once)
+			if drop {
+				drop = false
+				return lost
+			}
+			return serve
+		})
+		for range 2 {
+			if err := write(b, 0, pattern(4096, 1)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if len(seen) != 3 || seen[0] != seen[1] || seen[0].Seq == 0 || seen[0].Sess == 0 || seen[2].Seq <= seen[0].Seq || seen[2].Low != seen[2].Seq {
+			t.Errorf("numbers %+v", seen)
+		}
+	})
+}
+
+// TestInvariant7SharedChangeOfUnknownOutcomeFails: when all nodes of a group ended nobody knows whether a change was done.
+func TestInvariant7SharedChangeOfUnknownOutcomeFails(t *testing.T) {
+	shared(t, func(t *testing.T, f *fake, a, b *Disk) {
+		id := f.Map().GroupFor(f.Map().Working("alpha"), 0)
+		f.setFault(func(_ state.NodeID, r *wire.Request) verdict {
+			if r.Kind == wire.KindWrite {
+				return silent
+			}
+			return serve
+		})
+		done := start(b, &Op{Kind: wire.KindWrite, Len: 4096, Data: pattern(4096, 1)})
+		time.Sleep(100 * time.Millisecond)
+		f.setFault(nil)
+		f.powerCut(id, 0)
+		if err := <-done; !errors.Is(err, syscall.EIO) {
+			t.Errorf("a write that was under way: %v", err)
+		}
+		flush(a) // they say what others may have lost
+		flush(b)
+		if err := write(b, 0, pattern(4096, 2)); err != nil {
+			t.Error(err)
+		}
+		if err := flush(b); err != nil {
+			t.Error(err)
 		}
 	})
 }

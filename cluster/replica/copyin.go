@@ -48,6 +48,7 @@ func (g *group) syncStart(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 	g.dropCopy()
 	g.syncing, g.syncConn = true, c
 	g.last, g.journaled, g.commit = nums[0].LSN, nums[0].LSN, 0
+	g.once = nil // the primary's word on that follows
 	g.deny(c, f, wire.StatusOK, nil, b)
 }
 

@@ -93,6 +93,7 @@ type Stats struct {
 	Reads, Writes, Flushes    atomic.Int64
 	ReadBytes, WriteBytes     atomic.Int64
 	Takeovers, Shrinks, Joins atomic.Int64
+	DoneBefore                atomic.Int64 // changes of shared VDIs that came again and were answered without doing them again
 	ResyncBytes               atomic.Int64
 	ResyncBlocks              atomic.Int64
 	Repaired                  atomic.Int64 // blocks and objects that were written anew by us as the primary, for reads and scrubs of any replica

@@ -77,6 +77,8 @@ type group struct {
 	takeover *takeover
 	noHand   time.Time // no hand-over before: the last one was refused
 	leaseOut bool      // answers wait for our lease
+
+	once once // changes of shared VDIs, to be done once: a primary's and a secondary's
 }
 
 // member is another node as its primary sees it.
@@ -100,6 +102,8 @@ type member struct {
 type entry struct {
 	objstore.Entry
 	owner wire.Holder   // of Data
+	once  wire.Once     // of the request it is of
+	part  wire.Part     // which of its entries
 	req   *wire.Request // whom to answer when it is committed; nil: nobody
 	began time.Duration // when it was numbered, since start; 0: not measured
 }
@@ -429,6 +433,9 @@ func (g *group) tick(now time.Time, seldom bool, b *wire.Batch) {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if seldom {
+		g.once.forgetEnded(g.e.agreed())
+	}
 	if g.role == secondary && seldom {
 		g.tellFailed(b)
 	}

@@ -48,9 +48,13 @@ func (g *group) handle(r *wire.Request, b *wire.Batch) {
 		case wire.KindExtents:
 			g.extents(r, v, b)
 		case wire.KindWrite:
-			g.write(r, v, b)
+			if !g.doneBefore(r, b) {
+				g.write(r, v, b)
+			}
 		case wire.KindZero, wire.KindTrim:
-			g.zero(r, v, b)
+			if !g.doneBefore(r, b) {
+				g.zero(r, v, b)
+			}
 		case wire.KindFlush:
 			g.flush(r, b)
 		default:
@@ -93,6 +97,8 @@ func (g *group) judge(r *wire.Request, v *view) (verdict, wire.Status) {
 		return refuse, wire.StatusReadOnly // the session follows its disk to the next vid
 	case r.IO.SessGen != 0 && r.IO.SessGen != d.SessGen && !broken("R14"):
 		return refuse, wire.StatusFenced // R14
+	case r.IO.Once.Sess != 0 && v.m.Session(r.IO.Once.Sess) == nil:
+		return refuse, wire.StatusFenced // what was done once of an ended session is forgotten
 	case !writes:
 		return proceed, 0
 	case r.IO.SessGen == 0 || d.State == state.Frozen || d.State == state.Deleted:

@@ -417,6 +417,8 @@ type testClient struct {
 	epoch uint64
 	sess  *state.Session
 	vdi   string
+
+	number wire.Once // of the next change of a shared VDI
 }
 
 func (c *cluster) client(name, vdi string) *testClient {
@@ -482,7 +484,7 @@ func (tc *testClient) once(ctx context.Context, kind wire.Kind, flags uint8, ind
 	if err != nil {
 		return nil, 0, err
 	}
-	req := wire.IO{Key: uint64(objstore.MakeKey(d.Root, index)), Gen: d.Gen, Vid: d.Vid, Off: off, SessGen: s.Gen, Len: n, Index: m.Index}
+	req := wire.IO{Key: uint64(objstore.MakeKey(d.Root, index)), Gen: d.Gen, Vid: d.Vid, Off: off, SessGen: s.Gen, Len: n, Index: m.Index, Once: tc.number}
 	if kind == wire.KindWrite {
 		if off%4096 == 0 && n%4096 == 0 {
 			for i := 0; i < len(data); i += 4096 {

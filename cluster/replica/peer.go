@@ -312,7 +312,7 @@ const flagHole = 1
 // send queues one entry to m, unchanged (R3); a replica that still waits for a copy of the object gets an empty entry of the same number.
 func (g *group) send(m *member, en *entry, b *wire.Batch) {
 	h := wire.Header{Kind: wire.KindAppend, Group: uint32(g.id), Term: g.term, From: g.e.self().Inc, To: m.Inc}
-	ap := wire.Append{Commit: g.commit}
+	ap := wire.Append{Commit: g.commit, Once: en.once, Part: en.part}
 	meta := ap.Append(g.scratch[:0])
 	if m.joiner != nil && m.joiner.lacks(en) {
 		hole := entry{}

@@ -385,6 +385,7 @@ func (g *group) forget() {
 		g.move.off = true
 	}
 	g.st, g.store, g.last, g.journaled, g.commit, g.durable, g.syncing = nil, nil, 0, 0, 0, 0, false
+	g.once = nil
 }
 
 // tellFailed tells the primary that our disk takes nothing any more, so that it need not find out by a write. mu is held.

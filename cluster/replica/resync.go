@@ -372,8 +372,11 @@ func (r *resync) begin(pos *wire.Position) error {
 	}
 	if !pos.Syncing && !pos.Lost && !mine.Syncing && pos.Last == mine.Last && common == mine.Last.LSN { // it missed nothing
 		r.x.acked, r.x.sent, r.x.live, r.j.listed = g.last, g.last, true, true
+		var b wire.Batch
+		told := g.tellOnce(r.x, &b)
 		g.mu.Unlock()
-		return nil
+		b.End()
+		return r.told(told)
 	}
 	base := wire.Number(mine.Last)
 	h := wire.Header{Kind: wire.KindSyncStart, Flags: 1, Group: uint32(g.id), Term: g.term, From: r.e.self().Inc, To: r.x.Inc}
@@ -387,6 +390,7 @@ func (r *resync) begin(pos *wire.Position) error {
 		}
 	}, &b)
 	r.x.acked, r.x.sent, r.x.live = g.last, g.last, true
+	told := g.tellOnce(r.x, &b)
 	since := g.last
 	g.mu.Unlock()
 	b.End()
@@ -400,6 +404,9 @@ func (r *resync) begin(pos *wire.Position) error {
 		}
 	case <-r.j.ctx.Done():
 		return context.Cause(r.j.ctx)
+	}
+	if err := r.told(told); err != nil {
+		return err
 	}
 	if broken("Rule10") {
 		common = r.x.acked
@@ -440,6 +447,19 @@ func (r *resync) begin(pos *wire.Position) error {
 	g.mu.Unlock()
 	r.j.total.Store(int64(len(r.todo)))
 	return nil
+}
+
+// told waits until the replica knows which changes of shared VDIs are done.
+func (r *resync) told(ch <-chan wire.Status) error {
+	select {
+	case s := <-ch:
+		if s != wire.StatusOK {
+			return fmt.Errorf("begin: node %d says %v", r.x.Node, s)
+		}
+		return nil
+	case <-r.j.ctx.Done():
+		return context.Cause(r.j.ctx)
+	}
 }
 
 // listTheirs asks for the replica's objects that were changed after common.

@@ -35,6 +35,8 @@ func (e *Engine) fromPrimary(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 		g.copyDrop(c, f, b)
 	case wire.KindSyncEnd:
 		g.syncEnd(c, f, b)
+	case wire.KindOnce:
+		g.takeOnce(c, f, b)
 	case wire.KindFetch:
 		g.fetchBlock(c, f, b)
 	default:
@@ -146,6 +148,8 @@ func (g *group) append(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 			en.Data, en.owner = buf.B, buf
 		}
 		g.last = lsn
+		en.once, en.part = m.Once, m.Part
+		g.once.note(en.once, en.part, lsn)
 		g.tail = append(g.tail, en)
 		b.Journal(g.store)
 		b.Finish(g, lsn)

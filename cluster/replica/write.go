@@ -42,6 +42,7 @@ func (g *group) write(r *wire.Request, v *view, b *wire.Batch) {
 	}
 	g.e.Stats.Writes.Add(1)
 	g.e.Stats.WriteBytes.Add(int64(io.Len))
+	en.once, en.part = io.Once, wire.PartLast
 	g.number(en, r, b)
 }
 
@@ -148,7 +149,13 @@ func (g *group) zero(r *wire.Request, v *view, b *wire.Batch) {
 		b.Complete(r)
 		return
 	}
+	done := g.once.parts(r.IO.Once)
 	for i, en := range list {
+		en.once, en.part = r.IO.Once, wire.Part(i)
+		if i < done { // by an earlier copy of the request, under a primary that got no further
+			en.free()
+			continue
+		}
 		if i < len(list)-1 {
 			if !g.number(en, nil, b) {
 				for _, rest := range list[i+1:] {
@@ -159,6 +166,7 @@ func (g *group) zero(r *wire.Request, v *view, b *wire.Batch) {
 			}
 			continue
 		}
+		en.part |= wire.PartLast
 		g.number(en, r, b)
 	}
 }
@@ -206,6 +214,7 @@ func (g *group) number(en *entry, r *wire.Request, b *wire.Batch) bool {
 	}
 	g.busy.Store(true)
 	g.last++
+	g.once.note(en.once, en.part, g.last)
 	g.tail = append(g.tail, en)
 	for _, m := range g.members {
 		g.pump(m, b)
@@ -354,9 +363,14 @@ func (g *group) committed(en *entry, b *wire.Batch) {
 	if en.began != 0 {
 		g.e.pace.writes.note(time.Since(start) - en.began)
 	}
-	r.Done = wire.Done{Term: en.Number.Term, LSN: en.Number.LSN, Index: g.e.agreed().Index}
+	g.answer(r, en.Number, b)
+}
+
+// answer says that a change is done: its entry n is committed. mu is held.
+func (g *group) answer(r *wire.Request, n objstore.Number, b *wire.Batch) {
+	r.Done = wire.Done{Term: n.Term, LSN: n.LSN, Index: g.e.agreed().Index}
 	if r.Flags&wire.FlagFUA != 0 {
-		g.flushes.add(g, r, en.Number.LSN, b)
+		g.flushes.add(g, r, n.LSN, b)
 		return
 	}
 	r.Status = wire.StatusOK

@@ -329,7 +329,7 @@ func (s *session) refused(e *event, err error) {
 		if !stolen {
 			w.t.Errorf("%s: %v, though nobody took it over", e.kind, err)
 		}
-	case v.shared && errors.Is(err, syscall.EIO) && w.resumed():
+	case v.shared && errors.Is(err, syscall.EIO) && (w.resumed() || strings.Contains(err.Error(), "the session lapsed meanwhile")):
 	default:
 		w.t.Errorf("session %d of %s: %s at #%d: %v", s.id, v.name, e.kind, e.call, err)
 	}

@@ -210,13 +210,6 @@ func (v *volume) outlives(l loss) bool {
 	})
 }
 
-// overtaken says of a write to a shared volume that another client's there was answered before it was.
-func (v *volume) overtaken(e *event, n int, ret int64) bool {
-	return v.shared && slices.ContainsFunc(v.events, func(o *event) bool {
-		return o.writes() && o.sess != e.sess && o.first <= n && n < o.last && o.ret > e.call && o.ret < ret
-	})
-}
-
 // history is what happened to one register.
 func (v *volume) history(n int, losses []loss) ([]porcupine.Operation, *values) {
 	r := v.regs[n]
@@ -284,11 +277,6 @@ func (v *volume) history(n int, losses []loss) ([]porcupine.Operation, *values) 
 		for _, l := range mine {
 			if e.call < l.after && ret > l.before {
 				add(e.call, l.after, input{kind: "maybe", id: e.value}, nil)
-			}
-		}
-		if v.overtaken(e, n, ret) { // it may be sent again after another client's write, and take that back
-			for range 2 {
-				add(e.call, ret, input{kind: "maybe", id: e.value}, nil)
 			}
 		}
 		add(e.call, ret, input{kind: kind, id: e.value}, nil)

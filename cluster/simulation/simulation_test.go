@@ -21,8 +21,8 @@
 // # What is checked
 //
 // Every register (blocks that small and large writes share, sectors of a block, the seam of two objects) has a history that some order explains (porcupine). A write without an answer
-// may take effect until its group has served a later session (R14). On a shared VDI a write without an answer is sent again, and may so take back what another client wrote
-// there meanwhile: clients of shared disks take turns by locks of their own. When all members of a group's set ended and power was lost, a register may fall back to what it
+// may take effect until its group has served a later session (R14), and once, however often it is sent (invariant 7). On a shared VDI one that was under way when all members
+// of its group ended, or its session, fails. When all members of a group's set ended and power was lost, a register may fall back to what it
 // had since the last flush, but what a living client was answered is there again (R17); a snapshot taken before that client had sent it again may lack it. A snapshot holds one point in time, for ever. At the end, when everything
 // is healed: every request is answered, every group is whole, replicas are equal byte by byte, all nodes agree on the same map; what is deleted is collected; no goroutine is left.
 // At every instant: no lease without being in service (invariant 4), no set resumed while a member serves (R6).

@@ -352,7 +352,6 @@ const watchPeriod = 10 * time.Millisecond
 
 // watch asserts what must hold at any instant, and notes when groups go on after all their members had ended.
 func (w *world) watch(stop chan struct{}) {
-	var cuts int64
 	marks := [4]int64{}
 	for {
 		select {
@@ -388,7 +387,6 @@ func (w *world) watch(stop chan struct{}) {
 				}
 			}
 		}
-		_ = cuts
 		copy(marks[:], marks[1:])
 		marks[3] = w.seq.Add(1)
 		w.mu.Unlock()

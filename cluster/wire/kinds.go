@@ -36,6 +36,7 @@ const (
 	KindCopyDrop  Kind = 35 // key: delete the object
 	KindSyncEnd   Kind = 36 // SyncEnd: make all durable, clear the mark
 	KindVerify    Kind = 37 // key → objstore unit, after reading every block of it; meta begins with the number of bad blocks (4 bytes)
+	KindOnce      Kind = 38 // list of OnceDone: all that the primary knows of such changes → nothing
 
 	// A replica to the primary, for itself.
 	KindFetch Kind = 40 // repair: Fetch → data, the version it belongs to
@@ -60,7 +61,7 @@ var kindNames = map[Kind]string{
 	KindHello: "hello", KindRead: "read", KindWrite: "write", KindZero: "zero", KindTrim: "trim", KindFlush: "flush", KindExtents: "extents",
 	KindRelay: "relay", KindAppend: "append", KindAcks: "acks", KindCommits: "commits", KindSync: "sync", KindActivate: "activate", KindPing: "ping",
 	KindSyncStart: "sync-start", KindUnitList: "unit-list", KindUnitGet: "unit-get", KindCopyData: "copy-data", KindCopyEnd: "copy-end",
-	KindCopyDrop: "copy-drop", KindSyncEnd: "sync-end", KindVerify: "verify", KindFetch: "fetch", KindRotten: "rotten", KindPropose: "propose", KindRenew: "renew", KindWatch: "watch",
+	KindCopyDrop: "copy-drop", KindSyncEnd: "sync-end", KindVerify: "verify", KindOnce: "once", KindFetch: "fetch", KindRotten: "rotten", KindPropose: "propose", KindRenew: "renew", KindWatch: "watch",
 	KindMap: "map", KindCommand: "command", KindExited: "exited", KindClosed: "closed", KindKeep: "keep", KindJoin: "join", KindWho: "who",
 }
 

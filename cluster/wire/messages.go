@@ -37,10 +37,10 @@ const (
 
 // IO is what a client asks of an object: KindRead, KindWrite, KindZero, KindTrim, KindFlush, KindExtents.
 //
-//	 0         8         16   20   24         32   36    40     48
-//	┌─────────┬─────────┬────┬────┬──────────┬────┬─────┬──────┬────────┐
-//	│ key     │ gen     │ vid│ off│ sess gen │ len│ sum │ index│ crcs … │
-//	└─────────┴─────────┴────┴────┴──────────┴────┴─────┴──────┴────────┘
+//	 0         8         16   20   24         32   36    40     48         72
+//	┌─────────┬─────────┬────┬────┬──────────┬────┬─────┬──────┬──────────┬────────┐
+//	│ key     │ gen     │ vid│ off│ sess gen │ len│ sum │ index│ once     │ crcs … │
+//	└─────────┴─────────┴────┴────┴──────────┴────┴─────┴──────┴──────────┴────────┘
 type IO struct {
 	Key     uint64 // root<<32 | object index
 	Gen     uint64 // of the vid (STORE.md rule 11)
@@ -50,10 +50,32 @@ type IO struct {
 	Len     uint32 // bytes
 	Sum     uint32 // KindWrite whose range is not whole blocks: CRC-32C of the data
 	Index   uint64 // map index this was made under: the primary waits until it has applied it
+	Once    Once   // changes of a shared VDI
 	CRCs    []byte // KindWrite of whole blocks: 4 bytes each, CRC-32C of each 4 KiB
 }
 
-const ioBytes = 48
+const ioBytes = 48 + onceBytes
+
+// Once names a change of a VDI that several may write, so that it is done once, however often it is sent (invariant 7). Zero: the VDI has one writer, whose
+// changes may be done again as long as they are not answered.
+//
+//	 0         8         16        24
+//	┌─────────┬─────────┬─────────┐
+//	│ sess    │ seq     │ low     │
+//	└─────────┴─────────┴─────────┘
+type Once struct {
+	Sess uint64 // number of the session it was first sent in
+	Seq  uint64 // unique within the session, and rising
+	Low  uint64 // the session has an answer to all changes of this group before this one, and sends none of them again
+}
+
+const onceBytes = 24
+
+func (m *Once) Append(b []byte) []byte {
+	return le.AppendUint64(le.AppendUint64(le.AppendUint64(b, m.Sess), m.Seq), m.Low)
+}
+
+func parseOnce(b []byte) Once { return Once{le.Uint64(b), le.Uint64(b[8:]), le.Uint64(b[16:])} }
 
 func (m *IO) Append(b []byte) []byte {
 	b = le.AppendUint64(b, m.Key)
@@ -64,6 +86,7 @@ func (m *IO) Append(b []byte) []byte {
 	b = le.AppendUint32(b, m.Len)
 	b = le.AppendUint32(b, m.Sum)
 	b = le.AppendUint64(b, m.Index)
+	b = m.Once.Append(b)
 	return append(b, m.CRCs...)
 }
 
@@ -72,7 +95,7 @@ func (m *IO) Parse(b []byte) error {
 		return errShort
 	}
 	*m = IO{Key: le.Uint64(b), Gen: le.Uint64(b[8:]), Vid: le.Uint32(b[16:]), Off: le.Uint32(b[20:]), SessGen: le.Uint64(b[24:]),
-		Len: le.Uint32(b[32:]), Sum: le.Uint32(b[36:]), Index: le.Uint64(b[40:]), CRCs: b[ioBytes:]}
+		Len: le.Uint32(b[32:]), Sum: le.Uint32(b[36:]), Index: le.Uint64(b[40:]), Once: parseOnce(b[48:]), CRCs: b[ioBytes:]}
 	return nil
 }
 
@@ -157,18 +180,29 @@ func (m *Relay) Parse(b []byte) error {
 }
 
 // Append begins the meta of KindAppend; the entry's head (objstore's format) follows, its data is the frame's.
-type Append struct{ Commit uint64 } // how far the primary knows the group committed
+type Append struct {
+	Commit uint64 // how far the primary knows the group committed
+	Once   Once   // of the request that the entry is of
+	Part   Part   // which of its entries
+}
 
-const appendBytes = 8
+// Part says which of a request's entries one is: their count before it, and PartLast.
+type Part uint8
 
-func (m *Append) Append(b []byte) []byte { return le.AppendUint64(b, m.Commit) }
+const PartLast Part = 0x80
+
+const appendBytes = 8 + onceBytes + 1
+
+func (m *Append) Append(b []byte) []byte {
+	return append(m.Once.Append(le.AppendUint64(b, m.Commit)), byte(m.Part))
+}
 
 // Parse returns the entry's head.
 func (m *Append) Parse(b []byte) (head []byte, err error) {
 	if len(b) < appendBytes {
 		return nil, errShort
 	}
-	m.Commit = le.Uint64(b)
+	*m = Append{le.Uint64(b), parseOnce(b[8:]), Part(b[appendBytes-1])}
 	return b[appendBytes:], nil
 }
 
@@ -345,5 +379,30 @@ func (m *SyncEnd) Parse(b []byte) error {
 	}
 	list := ParseNumbers(b)
 	m.Last, m.Terms = list[0], list[1:]
+	return nil
+}
+
+// OnceDone is a change of a shared VDI that is numbered, and that its client may send again: what a replica has to know that did not see its entries.
+type OnceDone struct {
+	Once        // Low: the highest known of the session
+	LSN  uint64 // of its last entry
+	// Part of that entry.
+	Part Part
+}
+
+const onceDoneBytes = onceBytes + 9
+
+func (m *OnceDone) Append(b []byte) []byte {
+	return append(le.AppendUint64(m.Once.Append(b), m.LSN), byte(m.Part))
+}
+
+// EachOnceDone calls f for every change in b.
+func EachOnceDone(b []byte, f func(OnceDone)) error {
+	if len(b)%onceDoneBytes != 0 {
+		return errShort
+	}
+	for ; len(b) > 0; b = b[onceDoneBytes:] {
+		f(OnceDone{parseOnce(b), le.Uint64(b[onceBytes:]), Part(b[onceDoneBytes-1])})
+	}
 	return nil
 }

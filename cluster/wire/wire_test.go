@@ -135,6 +135,7 @@ func fuzzMessages(b []byte) {
 	EachGroupPos(b, func(GroupPos) {})
 	EachUnitVersion(b, func(UnitVersion) {})
 	EachCopyItem(b, func(CopyItem) error { return nil })
+	EachOnceDone(b, func(OnceDone) {})
 }
 
 func FuzzMessages(f *testing.F) {
