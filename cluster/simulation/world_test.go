@@ -41,6 +41,7 @@ type world struct {
 	cuts     int64      // power cuts of any machine, counted
 	resumes  map[state.GroupID]uint64
 	losses   []loss
+	marks    [4]int64 // of the last looks at the map
 
 	volumes []*volume
 	slots   []*slot
@@ -352,7 +353,7 @@ const watchPeriod = 10 * time.Millisecond
 
 // watch asserts what must hold at any instant, and notes when groups go on after all their members had ended.
 func (w *world) watch(stop chan struct{}) {
-	marks := [4]int64{}
+	was := state.New() // looked at before; others move w.best too
 	for {
 		select {
 		case <-stop:
@@ -360,7 +361,6 @@ func (w *world) watch(stop chan struct{}) {
 		case <-time.After(watchPeriod):
 		}
 		w.mu.Lock()
-		was := w.best
 		m := w.newestLocked()
 		for _, x := range w.machines {
 			if x.node == nil || x.frozen.Load() != 0 {
@@ -383,12 +383,13 @@ func (w *world) watch(stop chan struct{}) {
 				w.done.resumes.Add(1)
 				w.checkResume(was, m, g)
 				if w.cuts > 0 {
-					w.losses = append(w.losses, loss{g.ID, marks[0], w.seq.Add(1)})
+					w.losses = append(w.losses, loss{g.ID, w.marks[0], w.seq.Add(1)})
 				}
 			}
 		}
-		copy(marks[:], marks[1:])
-		marks[3] = w.seq.Add(1)
+		was = m
+		copy(w.marks[:], w.marks[1:])
+		w.marks[3] = w.seq.Add(1)
 		w.mu.Unlock()
 	}
 }
