@@ -20,17 +20,23 @@ func (g *group) repair(r *wire.Request, v *view, bad *objstore.BlockError) {
 		<-g.e.readers
 		var b wire.Batch
 		g.mu.Lock()
-		if err != nil {
+		switch {
+		case errors.Is(err, errLater): // another is primary, or will be, or the set without who does not answer
+			g.refuse(r, wire.StatusBehind, &b)
+		case err != nil:
 			g.e.log.Error("repair", "group", g.id, "object", bad.Key.String(), "block", bad.Block, "error", err)
 			r.Message = bad.Error()
 			g.refuse(r, wire.StatusBad, &b)
-		} else {
+		default:
 			g.again(r, &b)
 		}
 		g.mu.Unlock()
 		b.End()
 	})
 }
+
+// errLater says that a repair was not possible now, which says nothing of the other copies.
+var errLater = errors.New("not now")
 
 const fetchMetaBytes = 16
 
@@ -62,6 +68,7 @@ func (g *group) heal(bad *objstore.BlockError) error {
 		return err
 	}
 	var got []byte
+	silent := false
 	for _, x := range members {
 		if !x.inSync {
 			continue
@@ -72,9 +79,15 @@ func (g *group) heal(bad *objstore.BlockError) error {
 			got = a.data
 			break
 		}
+		if err != nil && a.status == wire.StatusOK || a.status == wire.StatusBehind || a.status == wire.StatusOldTerm {
+			silent = true
+		}
 		g.e.log.Warn("no good copy there", "group", g.id, "node", x.Node, "error", err)
 	}
-	if got == nil {
+	switch {
+	case got == nil && silent:
+		return fmt.Errorf("a replica did not say whether it has a good copy: %w", errLater)
+	case got == nil:
 		return errors.New("no replica has a good copy")
 	}
 	return g.rewrite(bad, before, got, granted)
@@ -103,7 +116,7 @@ func (g *group) rewrite(bad *objstore.BlockError, before *objstore.Unit, data []
 	}
 	if g.role != serving || g.granted != granted || g.copying[bad.Key] > 0 {
 		en.free()
-		return errors.New("the group moved on meanwhile")
+		return fmt.Errorf("the group moved on meanwhile: %w", errLater)
 	}
 	now, err := g.st.Unit(bad.Key)
 	if err != nil || g.role != serving || g.granted != granted || g.uncommitted(bad.Key, bad.Block, 1, 0) != 0 || !sameBlock(before, now, bad, en.CRCs[0]) {
