@@ -448,6 +448,9 @@ func (g *group) tick(now time.Time, seldom bool, b *wire.Batch) {
 	switch g.role {
 	case serving:
 		g.dropEnded()
+		if broken("R10") {
+			g.advance(b)
+		}
 		if g.leaseOut || len(g.parked) > 0 || len(g.reads) > 0 {
 			g.advance(b)
 			g.rerun(b)

@@ -25,6 +25,8 @@ type authority struct {
 	mu    sync.Mutex
 	m     *state.Map
 	nodes []*testNode
+
+	noReports atomic.Bool // of closed groups: they get lost
 }
 
 func (a *authority) leased() []state.Member {
@@ -96,6 +98,9 @@ type testNode struct {
 	up    atomic.Bool
 	cut   atomic.Bool // from raft: no new maps, no proposals
 
+	deafTo     func(*state.Command) bool // of its own proposals: done, but it hears nothing of that and of anything later
+	failWrites atomic.Bool               // its disk takes nothing
+
 	store    *objstore.Store
 	lostDisk bool
 	other    *objstore.Store // a second disk; nil: none
@@ -154,6 +159,10 @@ func (n *testNode) start() {
 		Leased:   n.lease.Load,
 		Propose: func(ctx context.Context, cmd *state.Command) (state.Result, error) {
 			time.Sleep(3 * time.Millisecond)
+			if n.deafTo != nil && n.deafTo(cmd) {
+				n.cut.Store(true)
+				n.a.apply(cmd)
+			}
 			if n.cut.Load() {
 				<-ctx.Done()
 				return state.Result{}, ctx.Err()
@@ -246,6 +255,9 @@ func (n *testNode) exited() {
 }
 
 func (a *authority) closed(r ClosedReport) {
+	if a.noReports.Load() {
+		return
+	}
 	a.mu.Lock()
 	d := a.m.VDI(r.Vid)
 	if d == nil || d.State != state.Closing || d.Closing != r.Closing {
@@ -318,6 +330,7 @@ func newCluster(t testing.TB, nodes, copies, pgs int) *cluster {
 
 func (c *cluster) addNode(i int) *testNode {
 	n := &testNode{a: c.a, net: c.net, host: fmt.Sprintf("h%d", i), uuid: fmt.Sprintf("uuid-%d", i), fs: simfs.New(uint64(i) + 1), maps: make(chan *state.Map, 1)}
+	n.fs.Before = n.failing
 	if err := n.fs.Mkdir("/d"); err != nil {
 		c.t.Fatal(err)
 	}

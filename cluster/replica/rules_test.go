@@ -17,6 +17,15 @@ type rules struct {
 	*cluster
 	tc      *testClient
 	primary *testNode
+	ends    []func()
+}
+
+// stop ends what the test has under way.
+func (r *rules) stop() {
+	for _, f := range r.ends {
+		f()
+	}
+	r.ends = nil
 }
 
 func withRules(t *testing.T, f func(t *testing.T, r *rules)) {
@@ -33,6 +42,7 @@ func withRules(t *testing.T, f func(t *testing.T, r *rules)) {
 				r.primary = n
 			}
 		}
+		defer r.stop()
 		f(t, r)
 	})
 }
