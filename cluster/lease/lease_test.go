@@ -218,6 +218,20 @@ func TestR12HolderWaitsForTheIndex(t *testing.T) {
 	}
 }
 
+// An answer that takes its time gives no more time for it.
+func TestR13LeaseRunsFromTheAsking(t *testing.T) {
+	now := 10 * second
+	h := NewHolder(func() time.Duration { return now }, func() uint64 { return 9 })
+	h.Begin(state.Member{Node: 1, Inc: 2})
+	now++
+	a := h.Ask()
+	now += Length / 2
+	h.Granted(&wire.Grant{Term: 1, Stamp: 1, Granted: a.Asked, Index: 6})
+	if left := h.Left(); left != Length/2 {
+		t.Errorf("%v left of %v, half of which the answer took", left, Length)
+	}
+}
+
 // A model: a Keeper and Holders with messages late, lost and repeated. Whatever happens, who has a valid lease is Leased by the leader that
 // granted it, and a later leader that takes all as leased from its barrier never finds one lapsed that is valid.
 func TestR12Model(t *testing.T) {
