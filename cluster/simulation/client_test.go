@@ -130,16 +130,22 @@ func (s *slot) use(seed uint64) {
 	rng := rand.New(rand.NewPCG(seed, 3))
 	w := s.w
 	for !w.stopped(s.v) {
+		if w.resting.Load() {
+			time.Sleep(50 * time.Millisecond)
+			continue
+		}
 		p, err := s.start(rng)
 		if err != nil {
 			time.Sleep(200 * time.Millisecond)
 			continue
 		}
+		w.using.Add(1)
 		s.session(p, rng)
 		if rng.IntN(3) == 0 && !p.dead.Load() {
 			p.end()
 		}
 		p.kill()
+		w.using.Add(-1)
 	}
 }
 
@@ -168,7 +174,7 @@ func (s *slot) session(p *process, rng *rand.Rand) {
 	w, v := s.w, s.v
 	var d *client.Disk
 	for d == nil {
-		if w.stopped(v) || p.dead.Load() {
+		if w.stopped(v) || w.resting.Load() || p.dead.Load() {
 			return
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
@@ -188,7 +194,7 @@ func (s *slot) session(p *process, rng *rand.Rand) {
 	for range 2 {
 		r := rand.New(rand.NewPCG(rng.Uint64(), 4))
 		wg.Go(func() {
-			for !w.stopped(v) && !x.over.Load() && !p.dead.Load() {
+			for !w.stopped(v) && !w.resting.Load() && !x.over.Load() && !p.dead.Load() {
 				x.step(r)
 				time.Sleep(time.Duration(r.Int64N(int64(80 * time.Millisecond))))
 			}

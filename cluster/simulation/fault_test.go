@@ -11,16 +11,34 @@ import (
 
 // driver breaks things, one after the other, and mends them, soon or later.
 type driver struct {
-	w    *world
-	r    *rand.Rand
-	undo []func()
+	w     *world
+	r     *rand.Rand
+	kinds []func(d *driver) // one of them is as likely as it is often in here
+	undo  []func()
+}
+
+// newDriver draws which kinds of faults there are, and how often each: some seeds know everything, others little, and that again and again.
+func newDriver(w *world, r *rand.Rand) *driver {
+	d := &driver{w: w, r: r, kinds: kinds}
+	if r.IntN(2) == 0 {
+		return d
+	}
+	d.kinds = nil
+	for len(d.kinds) == 0 {
+		for _, k := range kinds {
+			for range max(0, r.IntN(6)-2) {
+				d.kinds = append(d.kinds, k)
+			}
+		}
+	}
+	return d
 }
 
 func timeout(d time.Duration) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.Background(), d)
 }
 
-// faults of one kind are as likely as the kind has entries.
+// kinds are all faults, the more usual ones more than once.
 var kinds = []func(d *driver){
 	(*driver).kill, (*driver).kill, (*driver).power, (*driver).power, (*driver).all, (*driver).several, (*driver).partition, (*driver).partition, (*driver).isolate,
 	(*driver).pause, (*driver).resets, (*driver).slow, (*driver).disk, (*driver).clients, (*driver).clients, (*driver).people, (*driver).people, (*driver).restart,
@@ -29,7 +47,7 @@ var kinds = []func(d *driver){
 // fault does one thing, lets time pass, and mostly undoes it.
 func (d *driver) fault() {
 	d.w.done.faults.Add(1)
-	kinds[d.r.IntN(len(kinds))](d)
+	d.kinds[d.r.IntN(len(d.kinds))](d)
 	d.w.pass(2 * time.Second)
 	for len(d.undo) > 0 && (len(d.undo) > 2 || d.r.IntN(3) > 0) {
 		i := d.r.IntN(len(d.undo))

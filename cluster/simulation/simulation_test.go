@@ -47,6 +47,7 @@ var (
 	simSeeds  = flag.Int("sim.seeds", 4, "how many seeds")
 	simFirst  = flag.Uint64("sim.first", 0, "first seed; 0: from the clock")
 	simFaults = flag.Int("sim.faults", 10, "faults in one run")
+	simLong   = flag.Int("sim.long", 0, "faults in the life of one cluster, after which its memory is as before; 0: not")
 	simShared = flag.Bool("sim.shared", true, "one of the volumes is shared by two clients")
 )
 
@@ -201,7 +202,7 @@ func (w *world) live(n int) {
 	stopAdmin := make(chan struct{})
 	go func() { defer close(admin); w.administrate(rand.New(rand.NewPCG(adminSeed, 5)), stopAdmin) }()
 	w.pass(time.Second)
-	d := &driver{w: w, r: w.rng}
+	d := newDriver(w, w.rng)
 	for range n {
 		d.fault()
 	}

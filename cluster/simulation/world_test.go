@@ -52,6 +52,9 @@ type world struct {
 	stop           chan struct{} // closed when clients shall come to an end
 	wg             sync.WaitGroup
 	clients        atomic.Int64 // names given
+	resting        atomic.Bool  // nobody uses anything for a while
+	using          atomic.Int64 // processes that do
+	terse          bool         // no line for each event
 	done           stats
 }
 
@@ -166,7 +169,9 @@ func (w *world) event(format string, args ...any) {
 	if os.Getenv("SIM_LOG") != "" {
 		fmt.Fprintln(os.Stderr, line)
 	}
-	w.t.Log(line)
+	if !w.terse {
+		w.t.Log(line)
+	}
 }
 
 // addMachine brings a new one, whose node does not run yet.
