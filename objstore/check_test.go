@@ -283,6 +283,34 @@ func (w *world) rotten(fs *simfs.FS) (what string, err error) {
 	return what, nil
 }
 
+// TestScrubTellsOfBlocksThatCameBad: a copy was made while its source could not read a block. The scrub has it repaired, as if it had rotted here.
+func TestScrubTellsOfBlocksThatCameBad(t *testing.T) {
+	cfg := testConfig(t)
+	bad := make(chan *BlockError, 10)
+	cfg.OnBad = func(e *BlockError) { bad <- e }
+	s := openNew(t, cfg)
+	g, key := s.Group(1), MakeKey(1, 3)
+	if err := g.SetSyncing(); err != nil {
+		t.Fatal(err)
+	}
+	c, err := g.NewCopy(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := &Unit{Key: key, Version: Number{1, 1}, Versions: []UnitVersion{{Vid: 1, Gen: 1, Blocks: []UnitBlock{{Block: 7, State: Bad}}}}}
+	if err := c.Install(u); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.EndSyncing(u.Version); err != nil {
+		t.Fatal(err)
+	}
+	s.SetScrubRate(1 << 40)
+	if e := <-bad; e.Block != 7 || e.Key != key || e.Vid != 1 {
+		t.Errorf("%v", e)
+	}
+	s.SetScrubRate(0)
+}
+
 func TestScrubFindsRot(t *testing.T) {
 	fs := simfs.New(1)
 	cfg := simConfig(fs)

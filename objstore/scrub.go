@@ -209,11 +209,14 @@ func (s *Store) scrubObject(o *object) (n int64) {
 		block int
 		c     cell
 	}
-	var list []place
+	var list, lost []place // lost: known to be bad, since they were copied so from a replica that could not read them
 	for _, v := range o.t.list {
 		for b, c := range v.cells {
-			if c.kind() == cellSlot {
+			switch {
+			case c.kind() == cellSlot:
 				list = append(list, place{v.vid, b, c})
+			case c == cell{at: cellBad}:
+				lost = append(lost, place{v.vid, b, c})
 			}
 		}
 	}
@@ -229,6 +232,9 @@ func (s *Store) scrubObject(o *object) (n int64) {
 		o.t.pins--
 		g.mu.Unlock()
 	}()
+	for _, p := range lost {
+		s.scrubBad(o, p.vid, p.block, p.c)
+	}
 	if birth == 0 {
 		return 0
 	}

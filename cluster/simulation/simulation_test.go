@@ -68,7 +68,7 @@ func TestSimulation(t *testing.T) {
 			t.Parallel()
 			simulate(t, seed)
 			if t.Failed() {
-				t.Logf("replay with -sim.seed=%d", seed)
+				t.Logf("replay with -sim.seed=%d, and -sim.repeat=20 if it passes then: go test ./cluster/simulation -sim.seed=%d", seed, seed)
 			}
 		})
 	}
