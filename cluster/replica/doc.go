@@ -18,7 +18,7 @@
 // Files: engine.go (wiring), group.go (the state machine above), handle.go (what a request may do), write.go, read.go, flush.go (the three kinds of
 // requests), peer.go (connections to replicas), secondary.go (the other end), takeover.go, insync.go (changing sets), resync.go and copyin.go (bringing a
 // replica up to date, both ends), pace.go (how fast), closing.go (snapshots), collect.go (freeing), verify.go (cluster check),
-// rehome.go (from one disk of ours to another), credit.go (space), rot.go and compare.go (what scrubs find).
+// rehome.go (from one disk of ours to another), once.go (changes of shared VDIs are done once), credit.go (space), rot.go and compare.go (what scrubs find).
 //
 // Goroutines: of the engine one ticker, one proposer, one resync scheduler, one collector, one that repairs what scrubs found, one that compares tables; readers of cold blocks (readersMax); resyncs
 // (resyncsMax, of which copiersMax copy); one dialer a peer while it is unreachable. All end with Close. Everything else runs in the goroutine that brought the frame or request.
