@@ -56,20 +56,17 @@ func Check(cfg Config, report func(Problem)) (Summary, error) {
 
 // openOffline is a store that nothing is done to, with its lock.
 func openOffline(cfg Config) (*Store, func(), error) {
-	cfg, err := cfg.withDefaults()
+	s, err := begin(cfg)
 	if err != nil {
 		return nil, nil, err
 	}
-	id, err := ReadIdentity(cfg)
-	if err != nil {
-		return nil, nil, err
-	}
-	s := newStore(cfg, id)
 	if s.lock, err = s.takeLock(); err != nil {
+		s.watch.end()
 		return nil, nil, err
 	}
-	s.j = newJournal(s, cfg.SegmentBytes, 0)
+	s.j = newJournal(s, s.cfg.SegmentBytes, 0)
 	return s, func() {
+		s.watch.end()
 		s.closeFiles()
 		s.lock.Close()
 	}, nil

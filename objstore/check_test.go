@@ -200,7 +200,7 @@ func TestBitRot(t *testing.T) {
 					return err
 				}
 				defer f.Close()
-				return f.Truncate(to)
+				return f.(interface{ Truncate(int64) error }).Truncate(to)
 			})
 		}
 		if kind == "object" {

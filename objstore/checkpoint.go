@@ -210,7 +210,6 @@ func (s *Store) writeCheckpoint(n uint64, cut pos, groups []cutGroup, dropped []
 		s.blocksLost = false
 		return plans, errBlocksLost
 	}
-	defer s.watchDisk("write catalog")()
 	return plans, s.withReserve(func() error { return s.commitPlans(n, cut, groups, dropped, plans) })
 }
 
@@ -222,10 +221,7 @@ func (s *Store) writePlans(n uint64, plans []*plan) error {
 	var wave []*plan
 	bytes := 0
 	for i, p := range plans {
-		stop := s.watchDisk("write checkpoint")
-		err := s.withReserve(func() error { return s.writePlan(n, p) })
-		stop()
-		if err != nil {
+		if err := s.withReserve(func() error { return s.writePlan(n, p) }); err != nil {
 			return err
 		}
 		wave = append(wave, p)

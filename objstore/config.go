@@ -49,9 +49,12 @@ type Config struct {
 	// ReserveBytes is the size of the file that is given up to finish a
 	// checkpoint on a full disk (64 MiB, at most a 64th of the disk).
 	ReserveBytes int64
-	// HangTimeout is how long a sync, a write to the journal, SetMeta or one
-	// object's part of a checkpoint may take before the disk counts as failed (20 s; negative: for ever).
+	// HangTimeout is how long one call to the disk may take before the disk counts as failed (20 s; negative: for ever; watch.go).
 	HangTimeout time.Duration
+	// MayEnd is asked, by the watcher, whether a call that is late may end the disk; nil: it may. It is asked again while the call is late, and meanwhile Store.Late says so.
+	MayEnd func() bool
+	// Detached begins with what Store.Detach does.
+	Detached bool
 
 	// ScrubBytesPerSecond is the scrub's speed (4 MiB/s; negative: off).
 	ScrubBytesPerSecond int64
@@ -60,7 +63,8 @@ type Config struct {
 	OnBad func(*BlockError)
 }
 
-func (c Config) withDefaults() (Config, error) {
+// basics are the defaults that take no look at the disk.
+func (c Config) basics() (Config, error) {
 	if c.Dir == "" {
 		return c, fmt.Errorf("store: no directory given")
 	}
@@ -70,7 +74,13 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Logger == nil {
 		c.Logger = slog.Default()
 	}
-	st, err := c.FS.Statfs(c.Dir)
+	def(&c.HangTimeout, 20*time.Second)
+	return c, nil
+}
+
+// sized are the other defaults; some follow from the size of the disk.
+func (c Config) sized(f vfs.FS) (Config, error) {
+	st, err := f.Statfs(c.Dir)
 	if err != nil {
 		return c, fmt.Errorf("store %s: %w", c.Dir, err)
 	}
@@ -85,7 +95,6 @@ func (c Config) withDefaults() (Config, error) {
 	def(&c.TableCacheBytes, 256<<20)
 	def(&c.OpenFilesMax, 1024)
 	def(&c.ReserveBytes, min(64<<20, st.Total/64))
-	def(&c.HangTimeout, 20*time.Second)
 	def(&c.ScrubBytesPerSecond, 4<<20)
 	switch {
 	case c.SegmentBytes < segmentBytesMin || c.SegmentBytes > segmentBytesMax || c.SegmentBytes%BlockSize != 0:

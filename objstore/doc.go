@@ -57,6 +57,8 @@
 //	scrubLoop       1, Open to Close: reads everything, slowly
 //	parallel        at most 8 for the length of a sync round
 //	wakeAll         1, once, when the disk failed
+//	watch           1, Open to Close, or until the disk fails: looks whether calls come back
+//	detached calls  while Detach is on, one for each call to the disk; one that hangs stays until it is let go
 //
 // # What it does not do
 //

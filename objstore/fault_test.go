@@ -19,13 +19,15 @@ import (
 	"github.com/sheepdog-go/sheepdog/objstore/vfs/simfs"
 )
 
+// faultOps are the calls to a disk, as simfs names them.
+var faultOps = []string{"write", "read", "sync", "syncdir", "syncfs", "create", "link", "open", "remove", "rename", "mkdir", "punch",
+	"allocate", "setxattr", "getxattr", "size", "writeback", "readdir", "statfs", "lock"}
+
 // TestFaults makes the k-th call of each kind fail, for every k of a short
 // history, once, or from there on, or when half of it is done: nothing
 // acknowledged is lost, nothing panics, and a disk that failed a write or a
 // sync is not used again. Afterwards the power goes, too.
 func TestFaults(t *testing.T) {
-	ops := []string{"write", "read", "sync", "syncdir", "syncfs", "create", "link", "open", "remove", "rename", "mkdir", "punch",
-		"allocate", "setxattr", "getxattr", "size", "writeback", "readdir", "statfs", "lock"}
 	causes := map[string]func(call, k int64) error{
 		"EIO once":        func(call, k int64) error { return only(call == k, syscall.EIO) },
 		"EIO for ever":    func(call, k int64) error { return only(call >= k, syscall.EIO) },
@@ -34,37 +36,45 @@ func TestFaults(t *testing.T) {
 		"EIO half way":    func(call, k int64) error { return only(call == k, simfs.Half{Err: syscall.EIO}) },
 		"ENOSPC half way": func(call, k int64) error { return only(call == k, simfs.Half{Err: syscall.ENOSPC}) },
 	}
-	total := 0
-	for _, op := range ops {
-		for _, name := range slices.Sorted(maps.Keys(causes)) {
-			reads := op == "read" || op == "open" || op == "size" || op == "readdir" || op == "getxattr"
-			if strings.HasSuffix(name, "half way") && op != "write" && op != "read" || reads && strings.HasPrefix(name, "ENOSPC") {
-				continue
-			}
-			if op == "read" && name == "EIO for ever" {
-				continue // then tables are lost, as they should be: see TestBitRot
-			}
-			n, missed := 0, 0
-			for k := 1; k < *faultCalls && missed < 3; k += 1 + k / *faultEvery {
-				watch := time.AfterFunc(2*time.Minute, func() {
-					debug.SetTraceback("all")
-					panic(fmt.Sprintf("%s, %s, call %d: hangs", op, name, k))
-				})
-				hit, err := runFaults(uint64(k%5), op, func(call int64) error { return causes[name](call, int64(k)) })
-				watch.Stop()
-				if err != nil {
-					t.Errorf("%s, %s, call %d: %v", op, name, k, err)
-					break
+	var total atomic.Int64
+	t.Run("each", func(t *testing.T) {
+		for _, op := range faultOps {
+			t.Run(op, func(t *testing.T) {
+				t.Parallel()
+				for _, name := range slices.Sorted(maps.Keys(causes)) {
+					reads := op == "read" || op == "open" || op == "size" || op == "readdir" || op == "getxattr"
+					if strings.HasSuffix(name, "half way") && op != "write" && op != "read" || reads && strings.HasPrefix(name, "ENOSPC") {
+						continue
+					}
+					if op == "read" && name == "EIO for ever" {
+						continue // then tables are lost, as they should be: see TestBitRot
+					}
+					n, missed := 0, 0
+					for k := 1; k < *faultCalls && missed < 3; k += 1 + k / *faultEvery {
+						watch := time.AfterFunc(2*time.Minute, func() {
+							debug.SetTraceback("all")
+							panic(fmt.Sprintf("%s, %s, call %d: hangs", op, name, k))
+						})
+						hit, err := runFaults(uint64(k%5), op, func(call int64) error { return causes[name](call, int64(k)) })
+						watch.Stop()
+						if err != nil {
+							t.Errorf("%s, call %d: %v", name, k, err)
+							break
+						}
+						if missed++; hit {
+							n, missed = n+1, 0
+						}
+					}
+					if n == 0 {
+						t.Errorf("%s: no call failed", name)
+					}
+					t.Logf("%-16s %d", name, n)
+					total.Add(int64(n))
 				}
-				if missed++; hit {
-					n, missed = n+1, 0
-				}
-			}
-			t.Logf("%-9s %-16s %d", op, name, n)
-			total += n
+			})
 		}
-	}
-	t.Logf("%d faults", total)
+	})
+	t.Logf("%d faults", total.Load())
 }
 
 var (
@@ -83,6 +93,7 @@ func runFault(seed uint64, op string, k int, cause error) (hit bool, err error) 
 	return runFaults(seed, op, func(call int64) error { return only(call == int64(k), cause) })
 }
 
+// runFaults runs a short history in which every kind of call is made, with faults.
 func runFaults(seed uint64, op string, fault func(call int64) error) (hit bool, err error) {
 	w, err := newWorldWith(seed, func(c *Config) { c.ReserveBytes = 64 << 10 })
 	if err != nil {
@@ -105,10 +116,10 @@ func runFaults(seed uint64, op string, fault func(call int64) error) (hit bool, 
 		}
 		return err
 	}
-	for range 70 {
-		err := w.step()
+	do := func(step func() error) error {
+		err := step()
 		if err == nil {
-			continue
+			return nil
 		}
 		if w.s == nil || w.s.Err() != nil {
 			off.Store(true)
@@ -116,12 +127,28 @@ func runFaults(seed uint64, op string, fault func(call int64) error) (hit bool, 
 				abandonStore(w.s)
 			}
 			if err := w.reopen(); err != nil {
-				return false, fmt.Errorf("after the fault: %w", err)
+				return fmt.Errorf("after the fault: %w", err)
 			}
-			continue
+			return nil
 		}
 		if !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EIO) && !errors.Is(err, ErrLocked) {
-			return false, fmt.Errorf("unexpected: %w", err)
+			return fmt.Errorf("unexpected: %w", err)
+		}
+		return nil
+	}
+	for range 30 {
+		if err := do(w.step); err != nil {
+			return false, err
+		}
+	}
+	for _, step := range w.rare(&off) {
+		if err := do(step); err != nil {
+			return false, err
+		}
+	}
+	for range 20 {
+		if err := do(w.step); err != nil {
+			return false, err
 		}
 	}
 	off.Store(true)
@@ -138,6 +165,71 @@ func runFaults(seed uint64, op string, fault func(call int64) error) (hit bool, 
 		}
 	}
 	return failed.Load(), w.powerCut()
+}
+
+// rare are steps to calls that random ones seldom or never come to: a sync of many files at once, punching, named values, a check of the stopped store, and a start that makes the
+// reserve. They leave what the model knows as it is. What is checked while off is set, nothing disturbs.
+func (w *world) rare(off *atomic.Bool) []func() error {
+	const many = GroupID(worldGroups) // a group of no model
+	large := func(index, first, blocks int, kind EntryKind) error {
+		g := w.s.Group(many)
+		e := Entry{Number: Number{1, g.Last().LSN + 1}, Kind: kind, Key: MakeKey(2, uint32(index)), Vid: 1, Gen: 10, First: uint16(first), Count: uint16(blocks)}
+		if kind == KindWrite {
+			e.Data = fill(uint64(index), blocks)
+			e.SumData()
+		}
+		return g.Stage(&e)
+	}
+	return []func() error{
+		func() error {
+			for i := range syncfsFrom {
+				if err := large(i, 0, 4, KindWrite); err != nil {
+					return err
+				}
+			}
+			return w.s.SyncWait()
+		},
+		func() error { return large(0, 0, 32, KindWrite) },
+		func() error { return w.s.Checkpoint() },
+		func() error { return large(0, 0, 32, KindZero) },
+		func() error { return w.s.Checkpoint() },
+		func() error { return w.s.Checkpoint() }, // punches what the one before let go of
+		func() error { return w.s.DropGroup(many) },
+		func() error { return w.s.Checkpoint() },
+		func() error { return w.s.SetMeta("name", []byte("value")) },
+		func() error { return w.s.SetMeta("name", nil) },
+		func() error {
+			if err := w.s.Close(); err != nil {
+				return err
+			}
+			w.settled()
+			return nil
+		},
+		func() error {
+			if !w.s.closing.Load() { // closing it failed
+				return nil
+			}
+			if _, err := Check(w.cfg, func(Problem) {}); err != nil && !errors.Is(err, syscall.EIO) && !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, ErrLocked) {
+				return fmt.Errorf("check: %w", err)
+			}
+			return nil
+		},
+		func() error {
+			if !w.s.closing.Load() {
+				return nil
+			}
+			was := off.Swap(true)
+			if err := w.fs.Remove("/reserve"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+			off.Store(was)
+			var err error
+			if w.s, err = Open(w.cfg); err != nil {
+				return err
+			}
+			return w.compare()
+		},
+	}
 }
 
 // TestRule8SyncFailsOnce: after a failed sync nothing succeeds, although the
@@ -261,13 +353,97 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
-// TestHangIsNoticed: a sync that does not come back ends the disk in bounded
-// time, and nobody waits for it any longer.
-func TestHangIsNoticed(t *testing.T) {
+// TestHangs lets a call of each kind never come back. The disk is ended in bounded time, whoever uses it gets an error by then, and what comes back after all, before or after
+// the next process has opened the disk, changes nothing of what counts.
+func TestHangs(t *testing.T) {
+	for _, op := range faultOps {
+		t.Run(op, func(t *testing.T) {
+			n := 0
+			for k := 1; k < 40; k += k + k/2 {
+				synctest.Test(t, func(t *testing.T) {
+					if hangAt(t, op, k) {
+						n++
+					}
+				})
+			}
+			if n == 0 {
+				t.Error("no call hung")
+			}
+		})
+	}
+}
+
+// hangAt runs a short history whose k-th call of a kind hangs.
+func hangAt(t *testing.T, op string, k int) bool {
+	const limit = 5 * time.Second
+	w, err := newWorldWith(uint64(k%5), func(c *Config) { c.ReserveBytes, c.HangTimeout, c.Detached = 64<<10, limit, true })
+	if err != nil {
+		t.Fatal(err)
+	}
+	var calls atomic.Int64
+	var off, hung atomic.Bool
+	release := make(chan struct{})
+	w.fs.Before = func(o, name string) error {
+		if o == op && !off.Load() && calls.Add(1) == int64(k) {
+			hung.Store(true)
+			<-release
+		}
+		return nil
+	}
+	running := func() bool { return w.s != nil && !w.s.closing.Load() } // else it is being opened, or checked
+	some := slices.Repeat([]func() error{w.step}, 12)
+	steps := slices.Concat(some, w.rare(&off), some)
+	for i, step := range steps {
+		start := time.Now()
+		err := step()
+		if hung.Load() && running() && w.s.Err() == nil { // somebody else's call: a checkpoint's, the scrub's
+			time.Sleep(limit + limit/10)
+		}
+		if took := time.Since(start); took > limit+2*limit/watchTicks {
+			t.Errorf("call %d: step %d was held for %v", k, i, took)
+		}
+		if hung.Load() {
+			break
+		}
+		if err != nil {
+			t.Fatalf("call %d: step %d, nothing hung: %v", k, i, err)
+		}
+	}
+	off.Store(true)
+	if hung.Load() && running() {
+		if err := w.s.Err(); (!errors.Is(err, ErrDiskFailed) || !errors.Is(err, errHang)) {
+			t.Errorf("call %d: the disk says %v", k, err)
+		}
+	}
+	if running() {
+		abandonStore(w.s)
+	}
+	before := k%2 == 0
+	if before { // it comes back, and then the next process opens the disk
+		close(release)
+		synctest.Wait()
+	}
+	if err := w.reopen(); err != nil {
+		t.Fatalf("call %d: reopen: %v", k, err)
+	}
+	if !before {
+		close(release)
+		synctest.Wait()
+	}
+	if err := w.compare(); err != nil {
+		t.Errorf("call %d: %v", k, err)
+	}
+	abandonStore(w.s)
+	return hung.Load()
+}
+
+// TestHangMayNotEnd: where the disk is not to be ended for slowness, it says that it is late, and goes on when it answers again.
+func TestHangMayNotEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sim := simfs.New(1)
 		cfg := simConfig(sim)
 		cfg.HangTimeout = 5 * time.Second
+		cfg.MayEnd = func() bool { return false }
 		if err := Create(cfg, testIdentity); err != nil {
 			t.Fatal(err)
 		}
@@ -275,6 +451,7 @@ func TestHangIsNoticed(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		defer s.Close()
 		release := make(chan struct{})
 		sim.Before = func(op, name string) error {
 			if op == "sync" {
@@ -284,16 +461,62 @@ func TestHangIsNoticed(t *testing.T) {
 		}
 		g := s.Group(1)
 		stage(t, g, Entry{Kind: KindWrite, Key: 1 << 32, Vid: 1, Gen: 1, Data: fill(1, 1)})
-		start := time.Now()
-		if err := s.SyncWait(); !errors.Is(err, ErrDiskFailed) {
-			t.Fatalf("sync on a hanging disk: %v", err)
+		done := make(chan error, 1)
+		go func() { done <- s.SyncWait() }()
+		time.Sleep(4 * time.Second)
+		if d := s.Late(); d != 0 {
+			t.Errorf("late by %v after 4 s", d)
 		}
-		if d := time.Since(start); d != 5*time.Second {
-			t.Fatalf("noticed after %v", d)
+		time.Sleep(time.Minute)
+		if d := s.Late(); d < 50*time.Second || s.Err() != nil {
+			t.Errorf("late for %v after a minute, %v", d, s.Err())
 		}
 		close(release)
-		s.Close()
+		if err := <-done; err != nil {
+			t.Errorf("it answered after all: %v", err)
+		}
+		time.Sleep(time.Second)
+		if d := s.Late(); d != 0 {
+			t.Errorf("late by %v after it answered", d)
+		}
 	})
+}
+
+// TestHangIsNoticed: a sync that does not come back ends the disk in bounded
+// time, and nobody waits for it any longer.
+func TestHangIsNoticed(t *testing.T) {
+	for _, detached := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			sim := simfs.New(1)
+			cfg := simConfig(sim)
+			cfg.HangTimeout, cfg.Detached = 5*time.Second, detached
+			if err := Create(cfg, testIdentity); err != nil {
+				t.Fatal(err)
+			}
+			s, err := Open(cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			release := make(chan struct{})
+			sim.Before = func(op, name string) error {
+				if op == "sync" {
+					<-release
+				}
+				return nil
+			}
+			g := s.Group(1)
+			stage(t, g, Entry{Kind: KindWrite, Key: 1 << 32, Vid: 1, Gen: 1, Data: fill(1, 1)})
+			start := time.Now()
+			if err := s.SyncWait(); !errors.Is(err, ErrDiskFailed) {
+				t.Fatalf("sync on a hanging disk: %v", err)
+			}
+			if d := time.Since(start); d < 5*time.Second || d > 5500*time.Millisecond {
+				t.Fatalf("noticed after %v", d)
+			}
+			close(release)
+			s.Close()
+		})
+	}
 }
 
 func TestRefusals(t *testing.T) {

@@ -39,7 +39,6 @@ type journal struct {
 	unsynced  []*segment // written since the last sync began
 	building  bool       // a segment is being made, or the segmenter was asked for one
 
-	hang *time.Timer // runs while a write is under way; only the writer sets it
 }
 
 // chunk is the image of seg[off:off+len(b)].
@@ -61,8 +60,6 @@ var errNoRoom = errors.New("journal has no free segment")
 func newJournal(s *Store, segBytes int64, segsMax int) *journal {
 	j := &journal{s: s, segBytes: segBytes, segs: make([]atomic.Pointer[segment], segsMax)}
 	j.changed = sync.NewCond(&j.mu)
-	j.hang = time.AfterFunc(time.Hour, func() { s.fail("write journal", errHang) })
-	j.hang.Stop()
 	return j
 }
 
@@ -143,7 +140,7 @@ func (j *journal) endPos() pos {
 func (j *journal) beginBatch(at int64, kind recordKind) { j.beginBatchAfter(j.endPos(), at, kind) }
 
 func (j *journal) beginBatchAfter(prevEnd pos, at int64, kind recordKind) {
-	c := j.newChunk(at, chunkBytes)
+	c := j.newChunk(at, 0)
 	b := beginFrame(c.b)
 	b = batchMark{gen: j.cur.gen, prevEnd: prevEnd, durable: pos(j.durable.Load()), segBytes: j.segBytes}.append(b)
 	c.b = endFrame(b, 0, kind, 0, 0, j.cur.gen, at)
@@ -154,10 +151,11 @@ func (j *journal) beginBatchAfter(prevEnd pos, at int64, kind recordKind) {
 
 func (j *journal) newChunk(off int64, size int) *chunk {
 	var c *chunk
-	if n := len(j.pool); n > 0 && size <= chunkBytes {
+	usual := int(min(chunkBytes, j.segBytes))
+	if n := len(j.pool); n > 0 && size <= usual {
 		c, j.pool = j.pool[n-1], j.pool[:n-1]
 	} else {
-		c = &chunk{b: make([]byte, 0, max(size, chunkBytes))}
+		c = &chunk{b: make([]byte, 0, max(size, usual))}
 	}
 	c.seg, c.off, c.b = j.cur, off, c.b[:0]
 	j.pending = append(j.pending, c)
@@ -254,10 +252,6 @@ func (j *journal) writePending() error {
 	j.pending, j.spare, j.writing, j.pendingN = j.spare, nil, chunks, 0
 	j.mu.Unlock()
 	var err error
-	if d := j.s.cfg.HangTimeout; d > 0 {
-		j.hang.Reset(d)
-		defer j.hang.Stop()
-	}
 	for _, c := range chunks {
 		if _, err = c.seg.f.WriteAt(c.b, c.off); err != nil {
 			err = j.s.fail("write journal", err)
@@ -275,7 +269,7 @@ func (j *journal) writePending() error {
 			if k := len(j.unsynced); k == 0 || j.unsynced[k-1] != c.seg {
 				j.unsynced = append(j.unsynced, c.seg)
 			}
-			if cap(c.b) == chunkBytes && len(j.pool) < chunksKept {
+			if cap(c.b) == int(min(chunkBytes, j.segBytes)) && len(j.pool) < chunksKept {
 				j.pool = append(j.pool, c)
 			}
 		}

@@ -106,7 +106,6 @@ func (s *Store) SetMeta(name string, value []byte) error {
 	}
 	s.metaLock.Lock()
 	defer s.metaLock.Unlock()
-	defer s.watchDisk("set value " + name)()
 	path := filepath.Join(s.cfg.Dir, "epoch", name)
 	var err error
 	if value == nil {
@@ -179,9 +178,13 @@ func ReadIdentity(cfg Config) (Identity, error) {
 	if vf == nil {
 		vf = vfs.OS{}
 	}
-	b, err := readNamed(vf, filepath.Join(cfg.Dir, "identity"))
+	return readIdentity(vf, cfg.Dir)
+}
+
+func readIdentity(vf vfs.FS, dir string) (Identity, error) {
+	b, err := readNamed(vf, filepath.Join(dir, "identity"))
 	if errors.Is(err, fs.ErrNotExist) {
-		return Identity{}, fmt.Errorf("%s: %w", cfg.Dir, ErrNotStore)
+		return Identity{}, fmt.Errorf("%s: %w", dir, ErrNotStore)
 	}
 	if err != nil {
 		return Identity{}, err

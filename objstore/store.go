@@ -17,7 +17,7 @@ import (
 // Store is one disk directory.
 type Store struct {
 	cfg  Config
-	fs   vfs.FS
+	fs   vfs.FS // cfg.FS, watched
 	log  *slog.Logger
 	id   Identity
 	lock io.Closer
@@ -62,6 +62,7 @@ type Store struct {
 	births       atomic.Uint32
 	reserveHeld  atomic.Bool
 
+	watch     *watch
 	failure   atomic.Pointer[error]
 	failed    chan struct{} // closed with the first failure
 	closing   atomic.Bool
@@ -77,7 +78,10 @@ var storeDirs = []string{"epoch", "journal", "obj"}
 
 // Create makes a directory a store. The directory exists and holds none.
 func Create(cfg Config, id Identity) error {
-	cfg, err := cfg.withDefaults()
+	cfg, err := cfg.basics()
+	if err == nil {
+		cfg, err = cfg.sized(cfg.FS)
+	}
 	if err != nil {
 		return err
 	}
@@ -157,19 +161,16 @@ func (s *Store) probeXattr() error {
 // Open opens a store: it brings back what the journal has beyond the last
 // checkpoint, checkpoints that, and begins with a fresh journal.
 func Open(cfg Config) (*Store, error) {
-	cfg, err := cfg.withDefaults()
+	s, err := begin(cfg)
 	if err != nil {
 		return nil, err
 	}
-	id, err := ReadIdentity(cfg)
-	if err != nil {
-		return nil, fmt.Errorf("open store: %w", err)
-	}
-	s := newStore(cfg, id)
 	if s.lock, err = s.takeLock(); err != nil {
+		s.watch.end()
 		return nil, fmt.Errorf("open store %s: %w", cfg.Dir, err)
 	}
 	if err := s.open(); err != nil {
+		s.watch.end()
 		s.closeFiles()
 		s.lock.Close()
 		return nil, fmt.Errorf("open store %s: %w", cfg.Dir, err)
@@ -182,9 +183,30 @@ func Open(cfg Config) (*Store, error) {
 	return s, nil
 }
 
+// begin is a store of which no more is known than whose it is. Calls to the disk are watched from here on.
+func begin(cfg Config) (*Store, error) {
+	cfg, err := cfg.basics()
+	if err != nil {
+		return nil, err
+	}
+	s := newStore(cfg, Identity{})
+	s.watch.start()
+	if s.cfg, err = cfg.sized(s.fs); err == nil {
+		s.scrub.rate.Store(s.cfg.ScrubBytesPerSecond)
+		if s.id, err = readIdentity(s.fs, cfg.Dir); err != nil {
+			err = fmt.Errorf("open store: %w", err)
+		}
+	}
+	if err != nil {
+		s.watch.end()
+		return nil, err
+	}
+	return s, nil
+}
+
 func newStore(cfg Config, id Identity) *Store {
 	s := &Store{
-		cfg: cfg, fs: cfg.FS, log: cfg.Logger, id: id,
+		cfg: cfg, log: cfg.Logger, id: id,
 		groups: map[GroupID]*Group{}, dropped: make(chan struct{}),
 		checkpointLock: newIOMutex(), metaLock: newIOMutex(), dirLock: newIOMutex(),
 		checkpointKick: make(chan struct{}, 1), segmenterKick: make(chan struct{}, 1),
@@ -193,6 +215,9 @@ func newStore(cfg Config, id Identity) *Store {
 	for i := range s.stripes {
 		s.stripes[i] = newIOMutex()
 	}
+	s.watch = newWatch(s)
+	s.fs = watchedFS{cfg.FS, s.watch}
+	s.watch.detached.Store(cfg.Detached)
 	s.sync.files = map[*objFile]struct{}{}
 	s.sync.dirs = map[string]struct{}{}
 	s.sync.kick = make(chan struct{}, 1)
@@ -263,7 +288,7 @@ func (s *Store) fail(what string, cause error) error {
 		err = cause
 	}
 	if s.failure.CompareAndSwap(nil, &err) {
-		s.log.Error("disk failed", "dir", s.cfg.Dir, "doing", what, "error", cause)
+		s.log.Error("disk failed", "dir", s.watch.dir, "doing", what, "error", cause)
 		close(s.failed)
 		go s.wakeAll(err)
 	}

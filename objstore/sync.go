@@ -167,7 +167,6 @@ func (s *Store) syncSet(segs []*segment, files map[*objFile]struct{}, dirs map[s
 	}
 	start := time.Now()
 	defer func() { s.m.syncTime(time.Since(start)) }()
-	defer s.watchDisk("sync")()
 	if n >= syncfsFrom {
 		if err := s.fs.SyncFS(s.cfg.Dir); err != nil {
 			return err
@@ -227,15 +226,6 @@ func parallel(work []func() error, width int) error {
 		}
 	}
 	return first
-}
-
-// watchDisk fails the disk if the caller does not come back in time.
-func (s *Store) watchDisk(what string) (stop func()) {
-	if s.cfg.HangTimeout < 0 {
-		return func() {}
-	}
-	t := time.AfterFunc(s.cfg.HangTimeout, func() { s.fail(what, errHang) })
-	return func() { t.Stop() }
 }
 
 // written has the next sync cover a file.

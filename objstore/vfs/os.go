@@ -254,10 +254,6 @@ func (f *osFile) Allocate(off, n int64) error {
 	return pathError("allocate", f.name, retry(func() error { return unix.Fallocate(f.fd, 0, off, n) }))
 }
 
-func (f *osFile) Truncate(size int64) error {
-	return pathError("truncate", f.name, retry(func() error { return unix.Ftruncate(f.fd, size) }))
-}
-
 func (f *osFile) Size() (int64, error) {
 	var st unix.Stat_t
 	err := retry(func() error { return unix.Fstat(f.fd, &st) })

@@ -66,7 +66,6 @@ type File interface {
 	Punch(off, n int64) error
 	// Allocate makes sure that the range has its space.
 	Allocate(off, n int64) error
-	Truncate(size int64) error
 	Size() (int64, error)
 	SetXattr(name, value string) error
 	GetXattr(name string) (string, error)
