@@ -121,7 +121,7 @@ func (n *Node) takeIn(ctx context.Context, f *found) (*disk, error) {
 	if err := s.create(f, n.clusterID()); err != nil {
 		return nil, err
 	}
-	st, err := objstore.Open(s.config(f.dir))
+	st, err := s.openStore(f.dir, len(s.all()) > 0)
 	if err != nil {
 		return nil, err
 	}
@@ -190,7 +190,10 @@ func (n *Node) proposeDisks(ctx context.Context, disks []state.Disk) error {
 }
 
 // publish shows a new list to everybody. opMu is held.
-func (s *stores) publish(list []*disk) { s.list.Store(&list) }
+func (s *stores) publish(list []*disk) {
+	s.list.Store(&list)
+	s.detach()
+}
 
 // replace shows a disk's successor in its place. opMu is held.
 func (s *stores) replace(old, now *disk) {

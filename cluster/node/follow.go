@@ -60,7 +60,7 @@ func (n *Node) stuck() time.Duration {
 			return d
 		}
 	}
-	return 0
+	return n.stores.late()
 }
 
 // newHolder makes the holder of a lease that waits for the map that the engine uses.

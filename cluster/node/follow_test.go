@@ -21,7 +21,7 @@ func mapNaming(index, inc uint64) *state.Map {
 
 // glued is as much of a node as stands between raft, the engine and the lease.
 func glued(t *testing.T, clock lease.Clock, home func(state.GroupID) *objstore.Store) *Node {
-	n := &Node{cfg: Config{Clock: clock}}
+	n := &Node{cfg: Config{Clock: clock}, stores: new(stores)}
 	n.holder = n.newHolder(clock)
 	n.engine = replica.New(replica.Config{Self: n.Self, Leased: n.holder.Valid, Store: home})
 	t.Cleanup(n.engine.Close)

@@ -13,6 +13,8 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
+	"time"
 
 	"github.com/pkg/xattr"
 
@@ -116,7 +118,7 @@ func probeXattr(dir string) error {
 type found struct {
 	dir  string
 	disk string // the store's identity; "": there is none
-	// stale says why what it holds is not the latest; "": it is.
+	// stale says why it is not to be served: what it holds is not the latest, or it fails; "": it is.
 	stale string
 }
 
@@ -214,6 +216,39 @@ func (s *stores) config(dir string) objstore.Config {
 	return cfg
 }
 
+// openStore opens a disk's store. A disk that hangs ends as one that fails, unless it is the last that works, or the others do not answer either: then it is not the disk, or
+// ending it would help nobody. While it lasts the node asks for no lease (stuck).
+func (s *stores) openStore(dir string, others bool) (*objstore.Store, error) {
+	cfg := s.config(dir)
+	cfg.Detached = others
+	var self atomic.Pointer[objstore.Store]
+	cfg.MayEnd = func() bool {
+		st := self.Load()
+		return st == nil && others || st != nil && slices.ContainsFunc(s.disks(), func(d *disk) bool { return d.store != st && d.usable() && d.store.Late() == 0 })
+	}
+	st, err := objstore.Open(cfg)
+	self.Store(st)
+	return st, err
+}
+
+// detach has calls to disks hold nobody, where there is more than one disk. opMu is held.
+func (s *stores) detach() {
+	all := s.all()
+	for _, st := range all {
+		st.Detach(len(all) > 1)
+	}
+}
+
+// late says for how long a disk has not answered that counts as working.
+func (s *stores) late() (longest time.Duration) {
+	for _, d := range s.disks() {
+		if d.store != nil && d.store.Err() == nil {
+			longest = max(longest, d.store.Late())
+		}
+	}
+	return longest
+}
+
 // open opens every disk's store, all at once, making those that are not there yet.
 func (s *stores) open(cluster string) error {
 	s.opMu.Lock()
@@ -236,9 +271,16 @@ func (s *stores) open(cluster string) error {
 	}
 	opened := make([]*objstore.Store, len(disks))
 	err = forAll(disks, func(i int) (err error) {
-		opened[i], err = objstore.Open(s.config(disks[i].dir))
+		opened[i], err = s.openStore(disks[i].dir, len(disks) > 1)
+		if errors.Is(err, objstore.ErrDiskFailed) || errors.Is(err, syscall.EIO) {
+			disks[i].stale = err.Error()
+		}
 		return err
 	})
+	if works := slices.DeleteFunc(slices.Clone(opened), func(st *objstore.Store) bool { return st == nil }); err != nil && len(works) > 0 && onlyFailed(disks, opened) {
+		opened = works // one that fails, or hangs, at the start is one that failed
+		disks, err = s.setAside(disks)
+	}
 	if err == nil {
 		err = settle(opened, s.log)
 	}
@@ -265,7 +307,18 @@ func (s *stores) open(cluster string) error {
 		list = append(list, d)
 	}
 	s.list.Store(&list)
+	s.detach()
 	return nil
+}
+
+// onlyFailed says that what could not be opened are disks that fail.
+func onlyFailed(disks []found, opened []*objstore.Store) bool {
+	for i, d := range disks {
+		if opened[i] == nil && d.stale == "" {
+			return false
+		}
+	}
+	return true
 }
 
 // settle leaves one copy of each group: a move that was cut short left two (STORE.md rule 21). A whole one counts before a mixture, then the longer one.

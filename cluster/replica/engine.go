@@ -376,7 +376,7 @@ func (e *Engine) tick() {
 // diskFailed is called when a store of ours refuses everything for good (STORE.md rule 8).
 func (e *Engine) diskFailed(err error) {
 	if err != nil && !errors.Is(err, objstore.ErrClosed) {
-		e.log.Error("disk failed", "error", err)
+		e.log.Debug("disk failed", "error", err) // the store has said so, and the node does: this is once for each group
 	}
 }
 

@@ -26,6 +26,9 @@ const (
 
 	// stopTimeout bounds a clean stop: handing primaries over, answering clients, a last checkpoint.
 	stopTimeout = 30 * time.Second
+
+	diskTimeout    = 20 * time.Second
+	diskTimeoutMin = time.Second // a disk that sleeps, or writes much at once, may take as long
 )
 
 func (s *shell) daemonCommand() *cli.Command {
@@ -37,6 +40,7 @@ func (s *shell) daemonCommand() *cli.Command {
 		&cli.StringFlag{Name: "nbd", Value: defaultNBD, Usage: "`HOST:PORT` for NBD clients, or off"},
 		&cli.StringFlag{Name: "nbd-socket", Usage: "unix socket `PATH` for NBD clients, or off (default: DIR/nbd.sock)"},
 		&cli.StringFlag{Name: "zone", Usage: "`NAME` of what fails together, a rack or a room: copies go to different zones (default: each node is one)"},
+		&cli.DurationFlag{Name: "disk-timeout", Value: diskTimeout, Usage: "a disk that does not answer a call for this `TIME` has failed, unless it is the node's last"},
 		&cli.IntFlag{Name: "vnodes", Value: 64, Usage: "weight: its share of the data; 0: a gateway, which votes and exports and stores nothing"},
 	}, slices.Concat(unixsock.Flags("nbd-"), certs.Flags("nbd-"), logFlags("info"))...)}
 }
@@ -52,6 +56,7 @@ type nodeOptions struct {
 	nbdSocket  nbd.UnixSocket // no path: off
 	zone       string
 	vnodes     int
+	disk       time.Duration   // after which a disk hangs; 0: the store's default
 	security   *certs.Security // of NBD by TCP
 	small      bool            // one of several in a process, on a laptop: little memory, small journals
 }
@@ -61,7 +66,8 @@ func daemonOptions(c *cli.Context) (*nodeOptions, error) {
 	if err := arguments(c, "[DIR[,DIR...]]"); err != nil {
 		return nil, err
 	}
-	o := &nodeOptions{advertise: c.String("advertise"), gossipPort: c.Int("gossip-port"), zone: c.String("zone"), vnodes: c.Int("vnodes")}
+	o := &nodeOptions{advertise: c.String("advertise"), gossipPort: c.Int("gossip-port"), zone: c.String("zone"), vnodes: c.Int("vnodes"),
+		disk: c.Duration("disk-timeout")}
 	dirs := defaultDir
 	if c.NArg() == 1 {
 		dirs = c.Args().First()
@@ -85,6 +91,9 @@ func daemonOptions(c *cli.Context) (*nodeOptions, error) {
 	}
 	if o.vnodes < 0 || o.vnodes > 1<<16 {
 		return nil, usagef("Invalid --vnodes %d: use 0 to 65536", o.vnodes)
+	}
+	if o.disk < diskTimeoutMin || o.disk > time.Hour {
+		return nil, usagef("Invalid --disk-timeout %v: use 1s to 1h", o.disk)
 	}
 	for word := range strings.SplitSeq(c.String("join"), ",") {
 		if word = strings.TrimSpace(word); word != "" {

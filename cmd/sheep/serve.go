@@ -141,8 +141,9 @@ func rootCause(err error) error {
 func (o *nodeOptions) config(log *slog.Logger) node.Config {
 	cfg := node.Config{Dirs: o.dirs, Listen: o.listen, Advertise: o.advertise, GossipPort: o.gossipPort, Join: o.join, Zone: o.zone, VNodes: o.vnodes,
 		NBD: o.nbd, Logger: log}
+	cfg.Store.HangTimeout = o.disk
 	if o.small {
-		cfg.Store = objstore.Config{SegmentBytes: 8 << 20, JournalBytesMax: 256 << 20, CheckpointBytes: 64 << 20, TableCacheBytes: 64 << 20,
+		cfg.Store = objstore.Config{HangTimeout: o.disk, SegmentBytes: 8 << 20, JournalBytesMax: 256 << 20, CheckpointBytes: 64 << 20, TableCacheBytes: 64 << 20,
 			OpenFilesMax: 256, ReserveBytes: 8 << 20, DirtyBytesMax: 32 << 20}
 		return cfg
 	}
