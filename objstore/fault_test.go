@@ -411,7 +411,7 @@ func hangAt(t *testing.T, op string, k int) bool {
 	}
 	off.Store(true)
 	if hung.Load() && running() {
-		if err := w.s.Err(); (!errors.Is(err, ErrDiskFailed) || !errors.Is(err, errHang)) {
+		if err := w.s.Err(); !errors.Is(err, ErrDiskFailed) || !errors.Is(err, errHang) {
 			t.Errorf("call %d: the disk says %v", k, err)
 		}
 	}
