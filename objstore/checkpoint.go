@@ -425,7 +425,10 @@ func (s *Store) lostBlock(p *plan, m *moved, k int, err error) {
 
 // moveBlocks copies a run from the journal to its slots.
 func (s *Store) moveBlocks(p *plan, m *moved) error {
-	buf := s.moveBuf[:]
+	if s.moveBuf == nil {
+		s.moveBuf = make([]byte, 64*BlockSize)
+	}
+	buf := s.moveBuf
 	for done := 0; done < len(m.from); {
 		n := min(len(m.from)-done, len(buf)/BlockSize)
 		for k := range n {

@@ -167,6 +167,8 @@ func runFaults(seed uint64, op string, fault func(call int64) error) (hit bool, 
 	return failed.Load(), w.powerCut()
 }
 
+var rareData = fill(1, 32)
+
 // rare are steps to calls that random ones seldom or never come to: a sync of many files at once, punching, named values, a check of the stopped store, and a start that makes the
 // reserve. They leave what the model knows as it is. What is checked while off is set, nothing disturbs.
 func (w *world) rare(off *atomic.Bool) []func() error {
@@ -175,7 +177,7 @@ func (w *world) rare(off *atomic.Bool) []func() error {
 		g := w.s.Group(many)
 		e := Entry{Number: Number{1, g.Last().LSN + 1}, Kind: kind, Key: MakeKey(2, uint32(index)), Vid: 1, Gen: 10, First: uint16(first), Count: uint16(blocks)}
 		if kind == KindWrite {
-			e.Data = fill(uint64(index), blocks)
+			e.Data = rareData[:blocks*BlockSize]
 			e.SumData()
 		}
 		return g.Stage(&e)

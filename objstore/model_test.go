@@ -12,6 +12,8 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -713,22 +715,26 @@ var (
 // every k of short ones and random ones of longer ones (rules 1 to 11, 15 to
 // 17).
 func TestModelCuts(t *testing.T) {
+	var mu sync.Mutex // guards what follows
 	var entries, cuts, lives int
 	start := time.Now()
-	for seed := *modelFrom; seed < *modelFrom+uint64(*modelSeeds); seed++ {
+	eachOf(*modelSeeds, func(i int) {
+		seed := *modelFrom + uint64(i)
 		if *modelVerbose {
 			fmt.Println("seed", seed)
 		}
 		r := rand.New(rand.NewPCG(seed, 3))
 		w, err := runWorld(seed, *modelSteps, 1+r.IntN(60), 1+r.IntN(60), 0)
-		if err != nil {
+		mu.Lock()
+		defer mu.Unlock()
+		if err != nil && !t.Failed() {
 			for _, l := range w.trace[max(0, len(w.trace)-40):] {
 				t.Log(l)
 			}
-			t.Fatalf("seed %d: %v", seed, err)
+			t.Errorf("seed %d: %v", seed, err)
 		}
 		entries, cuts, lives = entries+w.entries, cuts+w.cuts, lives+w.lives
-	}
+	})
 	t.Logf("%d entries, %d power cuts, %d lives in %v", entries, cuts, lives, time.Since(start).Round(time.Second))
 }
 
@@ -737,21 +743,22 @@ var modelEvery = flag.Int("model.every", 3, "short runs that are cut at each of 
 // TestModelEveryCut runs short histories with a cut after the k-th sync for
 // every k there is.
 func TestModelEveryCut(t *testing.T) {
-	cuts := 0
-	for seed := uint64(1000); seed < 1000+uint64(*modelEvery); seed++ {
-		for k, hit := 1, true; hit; k++ {
+	var cuts atomic.Int64
+	eachOf(*modelEvery, func(i int) {
+		seed := 1000 + uint64(i)
+		for k, hit := 1, true; hit && !t.Failed(); k++ {
 			w, err := runWorld(seed, 40, k, 10)
 			if err != nil {
 				for _, l := range w.trace[max(0, len(w.trace)-40):] {
 					t.Log(l)
 				}
-				t.Fatalf("seed %d cut %d: %v", seed, k, err)
+				t.Errorf("seed %d cut %d: %v", seed, k, err)
 			}
 			hit = w.early
-			cuts++
+			cuts.Add(1)
 		}
-	}
-	t.Logf("%d cut points", cuts)
+	})
+	t.Logf("%d cut points", cuts.Load())
 }
 
 var modelVerbose = flag.Bool("model.verbose", false, "log what the store says")

@@ -42,7 +42,7 @@ type Store struct {
 	cutDone        pos
 	blocksLost     bool // the running checkpoint found journaled blocks that are bad
 	tableBuf       [tableBytes]byte
-	moveBuf        [64 * BlockSize]byte
+	moveBuf        []byte // made by the first checkpoint that moves blocks
 
 	checkpointKick chan struct{}
 	checkpointNow  atomic.Bool

@@ -6,6 +6,11 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
 	"testing"
 )
 
@@ -40,6 +45,27 @@ func reopen(t testing.TB, cfg Config) *Store {
 }
 
 // abandonStore lets go of a store as a killed process would.
+// TestMain lets the garbage of thousands of small worlds wait: collecting it was a third of what the tests cost.
+func TestMain(m *testing.M) {
+	debug.SetGCPercent(400)
+	debug.SetMemoryLimit(1 << 30)
+	os.Exit(m.Run())
+}
+
+// eachOf calls f for 0 to n-1, on all processors.
+func eachOf(n int, f func(i int)) {
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		wg.Go(func() {
+			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
+				f(i)
+			}
+		})
+	}
+	wg.Wait()
+}
+
 func abandonStore(s *Store) {
 	err := errors.New("killed")
 	s.fail("kill", err)
