@@ -87,6 +87,16 @@ func (g *Group) lockLoaded(key Key) (*object, func(), error) {
 	}
 }
 
+// Has says whether an object has a version of a vid. An object that cannot be read has none.
+func (g *Group) Has(key Key, vid Vid) bool {
+	o, unlock, err := g.lockLoaded(key)
+	if err != nil || o == nil {
+		return false
+	}
+	defer unlock()
+	return !o.damaged && o.t.find(vid) != nil
+}
+
 // A unit on the wire:
 //
 //	 0  format   u32 = 1

@@ -87,7 +87,7 @@ func (g *group) collectStep(d *state.VDI, plan state.Plan) bool {
 	}
 	var keys []objstore.Key
 	st.Objects(0, func(o objstore.ObjectInfo) bool {
-		if uint32(o.Key.Root()) == d.Root && hasVid(st, o.Key, objstore.Vid(d.Vid)) {
+		if uint32(o.Key.Root()) == d.Root && st.Has(o.Key, objstore.Vid(d.Vid)) {
 			keys = append(keys, o.Key)
 		}
 		return len(keys) < collectStep
@@ -110,19 +110,6 @@ func (g *group) collectStep(d *state.VDI, plan state.Plan) bool {
 	}
 	b.End()
 	return false // looked at again when this is committed
-}
-
-func hasVid(st *objstore.Group, key objstore.Key, vid objstore.Vid) bool {
-	u, err := st.Unit(key)
-	if err != nil || u == nil {
-		return false
-	}
-	for _, v := range u.Versions {
-		if v.Vid == vid {
-			return true
-		}
-	}
-	return false
 }
 
 // flushWait makes the group durable and waits for it, a bounded time; false also while entries are under way.
