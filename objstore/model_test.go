@@ -304,8 +304,18 @@ func (w *world) scrub(gid GroupID) error {
 	for o := g.objectFrom(0); o != nil; o = g.objectFrom(o.key + 1) {
 		w.s.scrubObject(o)
 	}
-	if w.s.m.scrubBad.Load() != bad && !w.fs.Off() && w.fs.Before == nil {
-		return fmt.Errorf("scrub found rot: %w", errModel)
+	known := int64(0) // it tells of what is marked bad, too
+	for _, o := range w.h[gid].top().objects {
+		for _, v := range o.vids {
+			for _, b := range v.blocks {
+				if b.state == Bad {
+					known++
+				}
+			}
+		}
+	}
+	if found := w.s.m.scrubBad.Load() - bad; found > known && !w.fs.Off() && w.fs.Before == nil {
+		return fmt.Errorf("scrub found %d bad blocks, %d are known: %w", found, known, errModel)
 	}
 	return nil
 }
