@@ -28,6 +28,7 @@ type nbdOptions struct {
 	strict        bool
 	rate          float64
 	seed          uint64
+	every         time.Duration
 	upper, log    string
 	targets       []string
 }
@@ -60,12 +61,13 @@ func nbdMain(args []string) error {
 	fs.DurationVar(&o.noSpace, "no-space", 0, "send again for so long what is refused for want of space, as a virtual machine that waits for some")
 	fs.BoolVar(&o.strict, "strict", false, "expect all that was acknowledged, not only what was flushed")
 	fs.Float64Var(&o.rate, "rate", 0, "requests a second at most (0: no limit)")
+	fs.DurationVar(&o.every, "every", time.Second, "say so often how far it is")
 	fs.Uint64Var(&o.seed, "seed", 1, "of the content and of the order")
 	fs.StringVar(&o.upper, "upper", "", "check: the ledger as it stood after the picture was taken; -state is the one before")
 	fs.StringVar(&o.log, "log", "", "write: note when each write was sent and answered; check: use that to judge the picture's order")
 	_ = fs.Parse(args[1:])
-	if o.targets = fs.Args(); len(o.targets) == 0 || o.depth < 1 {
-		return fmt.Errorf("needs a target and a depth of at least 1")
+	if o.targets = fs.Args(); len(o.targets) == 0 || o.depth < 1 || o.every <= 0 {
+		return fmt.Errorf("needs a target, a depth of at least 1 and an -every above 0")
 	}
 	c, err := newNBDClient(&o)
 	if err != nil {
@@ -194,10 +196,10 @@ func (c *nbdClient) write() error {
 	return c.report(reason)
 }
 
-// supervise waits for the end of a run, telling how it goes each second.
+// supervise waits for the end of a run, telling every so often how far it is.
 func (c *nbdClient) supervise(sigs <-chan os.Signal, done <-chan struct{}) string {
 	end := time.NewTimer(time.Duration(c.o.seconds * float64(time.Second)))
-	tick := time.NewTicker(time.Second)
+	tick := time.NewTicker(c.o.every)
 	reason := "stopped"
 	for {
 		select {
@@ -219,7 +221,7 @@ func (c *nbdClient) supervise(sigs <-chan os.Signal, done <-chan struct{}) strin
 			reason = "INT"
 			c.stopping.Store(true)
 		case <-tick.C:
-			fmt.Printf("NBD-AT %.1f writes=%d reads=%d flushes=%d\n", time.Since(c.gaps.start).Seconds(), c.writes.Load(), c.readsDone.Load(), c.flushes.Load())
+			fmt.Printf("NBD-AT %.2f writes=%d reads=%d flushes=%d\n", time.Since(c.gaps.start).Seconds(), c.writes.Load(), c.readsDone.Load(), c.flushes.Load())
 		}
 	}
 }
