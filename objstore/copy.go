@@ -10,15 +10,24 @@ import (
 // put to free slots, where nobody sees them; Install makes the object exactly
 // the unit, with one record of the journal.
 //
-// A Copy is used by one goroutine. It ends with Install or Abort; after a
-// failed Install it still has to be aborted.
+// A Copy is used by one goroutine at a time, but for Sync, which may run
+// beside anything. It ends with Install or Abort; after a failed Install it
+// still has to be aborted.
 type Copy struct {
 	g    *Group
 	o    *object
 	put  map[blockID]cell
 	keep map[blockID]bool
 	done bool
+
+	// Guarded by the group's mutex.
+	unsynced int64    // bytes put that no sync covers
+	file     *objFile // where they are, held; nil: there are none
 }
+
+// copyUnsyncedMax bounds what a copy leaves to its own Sync. What goes beyond
+// is the next flush's, as any other write.
+const copyUnsyncedMax = 8 << 20
 
 type blockID struct {
 	vid   Vid
@@ -47,13 +56,16 @@ func (g *Group) NewCopy(key Key) (*Copy, error) {
 	}
 }
 
-// Put writes a block that the unit will have. crc is checked.
-func (c *Copy) Put(vid Vid, block int, crc uint32, data []byte) error {
-	if block < 0 || block >= BlocksPerObject || len(data) != BlockSize {
-		return fmt.Errorf("copy object %v block %d: %w", c.o.key, block, ErrFormat)
+// Put writes consecutive blocks of a version that the unit will have, one for
+// each checksum. The checksums are checked.
+func (c *Copy) Put(vid Vid, first int, crcs []uint32, data []byte) error {
+	if first < 0 || first+len(crcs) > BlocksPerObject || len(data) != len(crcs)*BlockSize {
+		return fmt.Errorf("copy object %v block %d: %w", c.o.key, first, ErrFormat)
 	}
-	if Checksum(data) != crc {
-		return fmt.Errorf("copy object %v block %d of vid %06x: %w", c.o.key, block, vid, ErrChecksum)
+	for i, crc := range crcs {
+		if Checksum(data[i*BlockSize:(i+1)*BlockSize]) != crc {
+			return fmt.Errorf("copy object %v block %d of vid %06x: %w", c.o.key, first+i, vid, ErrChecksum)
+		}
 	}
 	if err := c.g.s.refuseWhenFull(); err != nil {
 		return fmt.Errorf("copy object %v: %w", c.o.key, err)
@@ -61,23 +73,111 @@ func (c *Copy) Put(vid Vid, block int, crc uint32, data []byte) error {
 	if err := c.g.s.waitDirty(); err != nil {
 		return err
 	}
-	id := blockID{vid, uint16(block)}
-	var buf [1]slotRun
-	c.g.mu.Lock()
-	if old, ok := c.put[id]; ok {
-		c.o.t.free(old.value())
-	}
-	run := c.o.t.alloc(c.o.t.homeOf(vid), block, 1, buf[:0])
-	c.g.mu.Unlock()
-	delete(c.keep, id)
-	if err := c.g.s.writeSlots(c.o, run, data); err != nil {
-		delete(c.put, id)
+	runs := c.alloc(vid, first, len(crcs))
+	if err := c.write(runs, data); err != nil {
 		c.g.mu.Lock()
-		c.o.t.freeRuns(run)
+		c.o.t.freeRuns(runs)
 		c.g.mu.Unlock()
 		return err
 	}
-	c.put[id] = cell{cellSlot | run[0].slot, crc}
+	slot := slotsOf(runs)
+	for i, crc := range crcs {
+		c.put[blockID{vid, uint16(first + i)}] = cell{slot(i), crc}
+	}
+	return nil
+}
+
+// alloc takes a slot for each block, neighbours as far as possible, and gives
+// back those of what was put there before.
+func (c *Copy) alloc(vid Vid, first, count int) (runs []slotRun) {
+	c.g.mu.Lock()
+	defer c.g.mu.Unlock()
+	home := c.o.t.homeOf(vid)
+	for b := first; b < first+count; b++ {
+		id := blockID{vid, uint16(b)}
+		if old, ok := c.put[id]; ok {
+			c.o.t.free(old.value())
+			delete(c.put, id)
+		}
+		delete(c.keep, id)
+		runs = c.o.t.alloc(home, b, 1, runs)
+	}
+	return runs
+}
+
+// write writes to slots and leaves it to Sync, or Install, that it becomes
+// durable.
+func (c *Copy) write(runs []slotRun, data []byte) error {
+	s := c.g.s
+	f, err := s.acquireForWrite(c.o)
+	if err != nil {
+		return err
+	}
+	defer f.release()
+	if err := s.writeRuns(f, runs, data); err != nil {
+		return err
+	}
+	c.g.mu.Lock()
+	if c.file != f {
+		if c.file != nil { // it was lost, and another took its place
+			c.file.release()
+		}
+		f.refs.Add(1)
+		c.file, c.unsynced = f, 0
+	}
+	c.unsynced += int64(len(data))
+	over := c.unsynced > copyUnsyncedMax
+	c.g.mu.Unlock()
+	if over {
+		c.leaveToFlush()
+	}
+	return nil
+}
+
+// leaveToFlush has the next sync of the store cover what is not synced yet.
+func (c *Copy) leaveToFlush() {
+	c.g.mu.Lock()
+	f, n := c.file, c.unsynced
+	c.file, c.unsynced = nil, 0
+	c.g.mu.Unlock()
+	if f != nil {
+		c.g.s.written(f, n)
+		f.release()
+	}
+}
+
+// Sync makes durable what was put before, so that no flush has to wait for
+// it: one that came upon megabytes would hold all who write to the disk.
+func (c *Copy) Sync() error {
+	s := c.g.s
+	c.g.mu.Lock()
+	f, n := c.file, c.unsynced
+	if f != nil {
+		f.refs.Add(1)
+	}
+	c.g.mu.Unlock()
+	if f == nil {
+		return nil
+	}
+	defer f.release()
+	var err error
+	if !bugCopyUnsynced.active() {
+		stop := s.watchDisk("sync copy")
+		err = f.sync(false)
+		stop()
+	}
+	if err != nil {
+		return s.fail("sync copy of object "+c.o.key.String(), err)
+	}
+	c.g.mu.Lock()
+	defer c.g.mu.Unlock()
+	if c.file != f {
+		return nil
+	}
+	if c.unsynced -= n; c.unsynced == 0 {
+		f.release()
+		c.file = nil
+	}
 	return nil
 }
 
@@ -102,6 +202,7 @@ func (c *Copy) Install(u *Unit) error {
 	if u.Key != c.o.key {
 		return fmt.Errorf("install object %v as %v: %w", u.Key, c.o.key, ErrFormat)
 	}
+	c.leaveToFlush() // whatever makes the record durable makes the rest of its blocks durable too
 	for {
 		err := c.install(u)
 		if err == nil {
@@ -188,6 +289,7 @@ func (c *Copy) Abort() {
 		return
 	}
 	c.done = true
+	c.leaveToFlush()
 	c.g.mu.Lock()
 	defer c.g.mu.Unlock()
 	for _, p := range c.put {

@@ -172,7 +172,7 @@ func TestCopyOutlivesItsGroup(t *testing.T) {
 			t.Fatal(err)
 		}
 		for b := range puts {
-			if err := c.Put(1, b, Checksum(pattern(1)), pattern(1)); err != nil {
+			if err := c.Put(1, b, []uint32{Checksum(pattern(1))}, pattern(1)); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -395,7 +395,7 @@ func TestRule18DamageAndCounters(t *testing.T) {
 		}
 		for _, v := range u.Versions {
 			for i, b := range v.Blocks {
-				if err := c.Put(v.Vid, int(b.Block), b.CRC, fill(1, 8)[i*BlockSize:(i+1)*BlockSize]); err != nil {
+				if err := c.Put(v.Vid, int(b.Block), []uint32{b.CRC}, fill(1, 8)[i*BlockSize:(i+1)*BlockSize]); err != nil {
 					t.Fatal(err)
 				}
 			}

@@ -503,7 +503,7 @@ func (w *world) copyObject(g *Group, push func(func(*mGroup))) error {
 			w.seeds++
 			v.blocks[b] = mBlock{State(1 + w.rng.IntN(3)), w.seeds}
 			if m := v.blocks[b]; m.state == Present {
-				if err := c.Put(vid, b, Checksum(pattern(m.seed)), pattern(m.seed)); err != nil {
+				if err := c.Put(vid, b, []uint32{Checksum(pattern(m.seed))}, pattern(m.seed)); err != nil {
 					c.Abort()
 					return err
 				}
@@ -512,6 +512,12 @@ func (w *world) copyObject(g *Group, push func(func(*mGroup))) error {
 			}
 		}
 		o.vids[vid] = v
+	}
+	if w.rng.IntN(2) == 0 {
+		if err := c.Sync(); err != nil {
+			c.Abort()
+			return err
+		}
 	}
 	if w.rng.IntN(6) == 0 {
 		w.note("abort copy %v", key)

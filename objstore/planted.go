@@ -17,6 +17,7 @@ const (
 	bugSlotsNotReused      // rule 3: a write makes the file longer although slots are free
 	bugNeverPunched        // rule 3: free runs are not given back
 	bugFlushJournal        // rule 4: a flush leaves large writes' files out
+	bugCopyUnsynced        // rule 4: a copy's own sync does nothing, and the flush leaves its file out
 	bugUnseeded            // rule 5: a record's checksum does not know its place
 	bugNoFreshBatch        // rule 5: a batch goes on in the sector of the synced one
 	bugNoMark              // rule 5: damage below the durable mark counts as a torn tail

@@ -40,6 +40,7 @@ var plantedBugs = []struct {
 	{bugSlotsNotReused, "3", "free slots are not reused", "it looks at no size", layoutOnce},
 	{bugNeverPunched, "3", "free runs are not given back", "it looks at no size", layoutOnce},
 	{bugFlushJournal, "4", "a flush leaves large writes out", "", nil},
+	{bugCopyUnsynced, "4", "a copy is taken for synced", "", nil},
 	{bugUnseeded, "5", "records' checksums have no seed", "", nil},
 	{bugNoFreshBatch, "5", "synced sectors are written again", "", nil},
 	{bugNoMark, "5", "damage counts as a torn tail", "nothing rots in it", journalRotOnce},

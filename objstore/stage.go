@@ -235,15 +235,22 @@ func (s *Store) writeSlots(o *object, runs []slotRun, data []byte) error {
 		return err
 	}
 	defer f.release()
+	if err := s.writeRuns(f, runs, data); err != nil {
+		return err
+	}
+	s.written(f, int64(len(data)))
+	return nil
+}
+
+func (s *Store) writeRuns(f *objFile, runs []slotRun, data []byte) error {
 	at := 0
 	for _, r := range runs {
 		n := int(r.n) * BlockSize
 		if _, err := f.f.WriteAt(data[at:at+n], int64(r.slot)*BlockSize); err != nil {
-			return s.writeError("write object "+o.key.String(), err)
+			return s.writeError("write object "+f.o.key.String(), err)
 		}
 		at += n
 	}
-	s.written(f, int64(len(data)))
 	return nil
 }
 

@@ -265,7 +265,7 @@ func TestCopyInstall(t *testing.T) {
 			if err := ga.ReadSlotOf(key, v.Vid, int(k.Block), buf); err != nil {
 				t.Fatal(err)
 			}
-			if err := c.Put(v.Vid, int(k.Block), k.CRC, buf); err != nil {
+			if err := c.Put(v.Vid, int(k.Block), []uint32{k.CRC}, buf); err != nil {
 				t.Fatal(err)
 			}
 		}

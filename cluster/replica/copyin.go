@@ -2,6 +2,8 @@ package replica
 
 import (
 	"encoding/binary"
+	"errors"
+	"sync"
 
 	"github.com/sheepdog-go/sheepdog/cluster/wire"
 	"github.com/sheepdog-go/sheepdog/objstore"
@@ -61,10 +63,100 @@ func (g *group) admitCopy(c *wire.Conn, f *wire.Frame, b *wire.Batch) wire.Statu
 	return s
 }
 
+// dropCopy ends the copy under way, if there is one. It waits for blocks that are just being put.
 func (g *group) dropCopy() {
 	if g.copy != nil {
-		g.copy.Abort()
+		g.copy.end()
 		g.copy = nil
+	}
+}
+
+// incoming is the object that is being copied to us. Its blocks are put by a goroutine of their frame's, so that entries on the same connection do not wait.
+type incoming struct {
+	key objstore.Key
+	st  *objstore.Group
+
+	mu   sync.Mutex // after group.mu; not held over a sync
+	cp   *objstore.Copy
+	put  map[versionBlock]struct{} // its blocks that came
+	over bool
+}
+
+// begin makes the store's copy at first use. mu is held.
+func (in *incoming) begin() (err error) {
+	if in.over {
+		return errCopyOver
+	}
+	if in.cp == nil {
+		in.cp, err = in.st.NewCopy(in.key)
+	}
+	return err
+}
+
+var errCopyOver = errors.New("another copy has begun")
+
+// take puts the blocks of one frame to free slots, neighbours at once.
+func (in *incoming) take(items []wire.CopyItem, data []byte) error {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if err := in.begin(); err != nil {
+		return err
+	}
+	if len(data) != len(items)*objstore.BlockSize {
+		return objstore.ErrFormat
+	}
+	var crcs []uint32
+	for len(items) > 0 {
+		n := 0
+		crcs = crcs[:0]
+		for n < len(items) && items[n].Vid == items[0].Vid && int(items[n].Block) == int(items[0].Block)+n {
+			crcs = append(crcs, items[n].CRC)
+			n++
+		}
+		if err := in.cp.Put(objstore.Vid(items[0].Vid), int(items[0].Block), crcs, data[:n*objstore.BlockSize]); err != nil {
+			return err
+		}
+		for _, it := range items[:n] {
+			in.put[versionBlock{objstore.Vid(it.Vid), it.Block}] = struct{}{}
+		}
+		items, data = items[n:], data[n*objstore.BlockSize:]
+	}
+	return nil
+}
+
+// sync makes what came durable, while no flush has to wait for it.
+func (in *incoming) sync() error {
+	in.mu.Lock()
+	cp := in.cp
+	in.mu.Unlock()
+	if cp == nil {
+		return nil
+	}
+	return cp.Sync()
+}
+
+// install makes the object what the unit says.
+func (in *incoming) install(u *objstore.Unit) error {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if err := in.begin(); err != nil {
+		return err
+	}
+	eachPresent(u, func(vb versionBlock, _ uint32) {
+		if _, ok := in.put[vb]; !ok {
+			in.cp.Keep(vb.vid, int(vb.block))
+		}
+	})
+	return in.cp.Install(u)
+}
+
+// end gives up what was not installed.
+func (in *incoming) end() {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.over = true
+	if in.cp != nil {
+		in.cp.Abort()
 	}
 }
 
@@ -154,67 +246,72 @@ func (g *group) unitGet(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 	}
 }
 
+// flagSettle, in KindCopyData, asks for the answer only when all that was copied of the object so far is durable.
+const flagSettle = 1
+
 // copyData takes blocks of the object that is being copied to us; they go to free slots.
 func (g *group) copyData(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
+	var items []wire.CopyItem
+	key, err := wire.EachCopyItem(f.Meta, func(it wire.CopyItem) error {
+		items = append(items, it)
+		return nil
+	})
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if s := g.admitCopy(c, f, b); s != wire.StatusOK {
+	s := g.admitCopy(c, f, b)
+	if s == wire.StatusOK && err != nil {
+		s = wire.StatusInvalid
+	}
+	if s != wire.StatusOK {
 		g.deny(c, f, s, nil, b)
 		return
 	}
-	data := f.Data
-	var cp *objstore.Copy
-	_, err := wire.EachCopyItem(f.Meta, func(it wire.CopyItem) error {
-		if cp == nil {
-			key, _ := parseKey(f.Meta[:8])
-			var err error
-			if cp, err = g.copyOf(key); err != nil {
-				return err
-			}
+	in := g.copyOf(objstore.Key(key))
+	h := f.Header
+	buf := f.Keep()
+	g.e.wg.Go(func() { // as many as the primary's copiers: each waits for its answer
+		err := in.take(items, buf.B)
+		buf.Release()
+		if err == nil && h.Flags&flagSettle != 0 {
+			err = in.sync()
 		}
-		if len(data) < objstore.BlockSize || wire.Checksum(data[:objstore.BlockSize]) != it.CRC {
-			return objstore.ErrChecksum
-		}
-		err := cp.Put(objstore.Vid(it.Vid), int(it.Block), it.CRC, data[:objstore.BlockSize])
-		g.copyPut[versionBlock{objstore.Vid(it.Vid), it.Block}] = struct{}{}
-		data = data[objstore.BlockSize:]
-		return err
+		g.copyTaken(c, &h, in, err)
 	})
-	if err != nil {
-		g.dropCopy()
-		g.deny(c, f, statusOf(err), []byte(err.Error()), b)
-		return
-	}
-	g.deny(c, f, wire.StatusOK, nil, b)
 }
 
-// copyOf returns the copy under way of an object, begun if another or none is.
-func (g *group) copyOf(key objstore.Key) (*objstore.Copy, error) {
-	if g.copy != nil && g.copyKey != key {
+// copyTaken answers a frame of copied blocks.
+func (g *group) copyTaken(c *wire.Conn, h *wire.Header, in *incoming, err error) {
+	var meta []byte
+	h.Kind, h.Flags, h.To = h.Kind|wire.KindAnswer, 0, 0
+	switch {
+	case errors.Is(err, errCopyOver):
+		h.Status = wire.StatusGap
+	case err != nil:
+		h.Status, meta = statusOf(err), []byte(err.Error())
+		g.mu.Lock()
+		if g.copy == in {
+			g.dropCopy()
+		}
+		g.mu.Unlock()
+	}
+	c.Send(h, meta, nil, nil)
+	c.Flush()
+}
+
+// copyOf returns the copy under way of an object, begun if another or none is. mu is held.
+func (g *group) copyOf(key objstore.Key) *incoming {
+	if g.copy != nil && g.copy.key != key {
 		g.dropCopy()
 	}
 	if g.copy == nil {
-		cp, err := g.st.NewCopy(key)
-		if err != nil {
-			return nil, err
-		}
-		g.copy, g.copyKey, g.copyPut = cp, key, map[versionBlock]struct{}{}
+		g.copy = &incoming{key: key, st: g.st, put: map[versionBlock]struct{}{}}
 	}
-	return g.copy, nil
+	return g.copy
 }
 
 // install makes the object what the unit says. mu is held.
 func (g *group) install(u *objstore.Unit) error {
-	cp, err := g.copyOf(u.Key)
-	if err != nil {
-		return err
-	}
-	eachPresent(u, func(vb versionBlock, _ uint32) {
-		if _, ok := g.copyPut[vb]; !ok {
-			cp.Keep(vb.vid, int(vb.block))
-		}
-	})
-	if err := cp.Install(u); err != nil {
+	if err := g.copyOf(u.Key).install(u); err != nil {
 		return err
 	}
 	g.copy = nil

@@ -21,8 +21,8 @@
 // rehome.go (from one disk of ours to another), once.go (changes of shared VDIs are done once), credit.go (space), rot.go and compare.go (what scrubs find).
 //
 // Goroutines: of the engine one ticker, one proposer, one resync scheduler, one collector, one that repairs what scrubs found, one that compares tables; readers of cold blocks (readersMax); resyncs
-// (resyncsMax, of which copiersMax copy); one dialer a peer while it is unreachable. All end with Close. Everything else runs in the goroutine that brought the frame or request.
+// (resyncsMax, of which copiersMax copy); as the other end of one, one for each frame of copied blocks (copiersMax for each primary); one dialer a peer while it is unreachable. All end with Close. Everything else runs in the goroutine that brought the frame or request.
 //
-// Locks, in this order: clientState.mu, group.mu, then any one of peer.mu, Engine.mu, a connection's. None is held while waiting for disk or network, except
+// Locks, in this order: clientState.mu, group.mu, incoming.mu, then any one of peer.mu, Engine.mu, a connection's. None is held while waiting for disk or network, except
 // that staging an entry may write a large one's data to its slots. Requests are answered without any lock, through the Batch.
 package replica

@@ -53,13 +53,11 @@ type group struct {
 	// As a secondary: who the tail came from.
 	ackTo    *wire.Conn
 	ackTerm  uint64
-	ackFrom  uint64         // incarnation of the primary
-	syncConn *wire.Conn     // the resync of us runs on it: nothing of it is taken from another
-	syncing  bool           // we are being resynced; see copyin.go
-	ending   bool           // the mark of that is being taken off
-	copy     *objstore.Copy // the object that is being copied to us
-	copyKey  objstore.Key
-	copyPut  map[versionBlock]struct{} // its blocks that came
+	ackFrom  uint64     // incarnation of the primary
+	syncConn *wire.Conn // the resync of us runs on it: nothing of it is taken from another
+	syncing  bool       // we are being resynced; see copyin.go
+	ending   bool       // the mark of that is being taken off
+	copy     *incoming  // the object that is being copied to us
 
 	// As a primary.
 	term     uint64 // the one we number and send under
@@ -105,7 +103,8 @@ type entry struct {
 	once  wire.Once     // of the request it is of
 	part  wire.Part     // which of its entries
 	req   *wire.Request // whom to answer when it is committed; nil: nobody
-	began time.Duration // when it was numbered, since start; 0: not measured
+	gauge *gauge        // measures how long it takes to its commit; nil: it is not measured
+	began time.Duration // when it was numbered, since start
 }
 
 var entryPool = sync.Pool{New: func() any { return new(entry) }}
@@ -116,6 +115,9 @@ func getEntry() *entry { return entryPool.Get().(*entry) }
 func (en *entry) free() {
 	if en.owner != nil {
 		en.owner.Release()
+	}
+	if en.gauge != nil {
+		en.gauge.drop(en.began)
 	}
 	crcs := en.CRCs[:0]
 	*en = entry{}

@@ -28,24 +28,46 @@ const (
 	paceSample = 8    // one write in so many is measured
 )
 
-// gauge is how long something takes now and how long it does when nothing is in its way.
+// gauge is how long something takes now and how long it does when nothing is in its way. What has begun and not ended counts too: where everything waits, nothing ends.
 type gauge struct {
-	n, sum atomic.Int64
-	normal float64 // the ticker's alone
+	n, sum      atomic.Int64
+	open, begun atomic.Int64 // how many are under way, and the sum of when they began, since start
+	normal      float64      // the ticker's alone
 }
 
-func (ga *gauge) note(d time.Duration) {
+// begin returns when, for end or drop.
+func (ga *gauge) begin() time.Duration {
+	now := time.Since(start)
+	ga.open.Add(1)
+	ga.begun.Add(int64(now))
+	return now
+}
+
+func (ga *gauge) end(began time.Duration) {
+	ga.drop(began)
 	ga.n.Add(1)
-	ga.sum.Add(int64(d))
+	ga.sum.Add(int64(time.Since(start) - began))
+}
+
+// drop is for what ends without having been done.
+func (ga *gauge) drop(began time.Duration) {
+	ga.open.Add(-1)
+	ga.begun.Add(-int64(began))
 }
 
 // look returns how much longer than normal it took since the last look, 0 where that is not known. calm: this is what is normal.
 func (ga *gauge) look(calm bool, weight float64) float64 {
+	open := float64(ga.open.Load())
+	waited := max(0, open*float64(time.Since(start))-float64(ga.begun.Load())) // so far, of all that is under way
 	n := ga.n.Load()
 	if n < 4 {
+		if waited/max(open, 1) > paceSlack*ga.normal && ga.normal > 0 {
+			return waited / open / ga.normal
+		}
 		return 0
 	}
-	mean := float64(ga.sum.Swap(0)) / float64(n)
+	sum := float64(ga.sum.Swap(0))
+	mean := sum / float64(n)
 	ga.n.Add(-n)
 	switch {
 	case ga.normal == 0:
@@ -53,14 +75,14 @@ func (ga *gauge) look(calm bool, weight float64) float64 {
 	case calm:
 		ga.normal += (mean - ga.normal) * weight
 	}
-	return mean / max(ga.normal, 1)
+	return max(mean, (sum+waited)/(float64(n)+open)) / max(ga.normal, 1)
 }
 
 // look is called every paceTicks ticks. floor is what is always allowed, in bytes a second.
 func (p *pace) look(floor float64) {
 	seconds := (paceTicks * tickInterval).Seconds()
 	taken := float64(p.taken.Swap(0))
-	some := p.writes.n.Load()+p.flushes.n.Load() > 0
+	some := p.writes.n.Load()+p.flushes.n.Load()+p.writes.open.Load()+p.flushes.open.Load() > 0
 	calm, weight := taken <= 1.2*floor*seconds, 1.0/64
 	if taken == 0 {
 		weight = 1.0 / 16
@@ -99,11 +121,30 @@ func (e *Engine) resyncSpeed() int64 {
 	return e.pace.between(orDefault(s.RecoveryFloor, d.RecoveryFloor), orDefault(s.RecoverySpeed, d.RecoverySpeed))
 }
 
-// ScrubSpeed is how many bytes a second each disk of this node may be scrubbed at now.
+// ScrubSpeed is how many bytes a second each disk of this node may be scrubbed at now: no more than the floor while a resync needs the disk.
 func (e *Engine) ScrubSpeed() int64 {
-	s := &e.agreed().Settings
+	m := e.agreed()
 	d := state.DefaultSettings()
-	return e.pace.between(orDefault(s.ScrubFloor, d.ScrubFloor), orDefault(s.ScrubSpeed, d.ScrubSpeed))
+	floor, ceiling := orDefault(m.Settings.ScrubFloor, d.ScrubFloor), orDefault(m.Settings.ScrubSpeed, d.ScrubSpeed)
+	if resyncing(m, e.self().Node) {
+		return min(floor, ceiling)
+	}
+	return e.pace.between(floor, ceiling)
+}
+
+// resyncing says that a node, or another one with a copy of the same group, can be brought up to date now.
+func resyncing(m *state.Map, node state.NodeID) bool {
+	for _, sg := range m.Groups {
+		if !isTarget(sg.Target, node) {
+			continue
+		}
+		for _, t := range sg.Target {
+			if n := m.Node(t); n != nil && n.Up && !isMember(sg.InSync, state.Member{Node: t, Inc: n.Inc}) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func orDefault(v, d int64) int64 {

@@ -13,7 +13,7 @@ func TestPaceTakesWhatClientsLeave(t *testing.T) {
 		for range times {
 			if clients {
 				for range 8 {
-					p.writes.note(latency)
+					took(&p.writes, latency)
 				}
 			}
 			p.taken.Add(taken)
@@ -40,11 +40,30 @@ func TestPaceTakesWhatClientsLeave(t *testing.T) {
 	// A few slow writes are no evidence: nothing changes by them.
 	before := p.get()
 	p.taken.Add(much)
-	p.writes.note(time.Second)
+	took(&p.writes, time.Second)
 	p.look(floor)
 	if v := p.get(); v != before {
 		t.Fatalf("one write moved the share from %v to %v", before, v)
 	}
+	// Where everything waits, nothing ends: what waits is evidence.
+	waits := p.writes.begin() - time.Second
+	p.writes.begun.Add(-int64(time.Second))
+	p.taken.Add(much)
+	p.look(floor)
+	if v := p.get(); v >= before {
+		t.Fatalf("a write waits for a second, and the share goes from %v to %v", before, v)
+	}
+	p.writes.drop(waits)
+	if n, sum := p.writes.open.Load(), p.writes.begun.Load(); n != 0 || sum != 0 {
+		t.Fatalf("all have ended, and %d are under way, begun at %d", n, sum)
+	}
+}
+
+// took has something taken so long.
+func took(ga *gauge, d time.Duration) {
+	began := ga.begin() - d
+	ga.begun.Add(-int64(d))
+	ga.end(began)
 }
 
 // A floor above the ceiling, or a ceiling below the floor's default, is the ceiling.

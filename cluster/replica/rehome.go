@@ -248,12 +248,17 @@ func (m *mover) object(key objstore.Key, sealed bool) (bytes int, err error) {
 				err = objstore.ErrStale
 			}
 			if err == nil {
-				err = cp.Put(v.Vid, int(bl.Block), bl.CRC, block[:])
+				err = cp.Put(v.Vid, int(bl.Block), []uint32{bl.CRC}, block[:])
 			}
 			if err != nil {
 				return bytes, err
 			}
 			bytes += objstore.BlockSize
+		}
+	}
+	if !sealed {
+		if err := cp.Sync(); err != nil {
+			return bytes, err
 		}
 	}
 	return bytes, cp.Install(u)

@@ -185,7 +185,7 @@ func (r *resync) fetchObject(st *objstore.Group, key objstore.Key) error {
 		m := fetchMeta{key, vb.vid, uint32(vb.block)}
 		var a reply
 		if a, err = r.call(wire.KindFetch, 0, m.append(nil), nil); err == nil {
-			err = cp.Put(vb.vid, int(vb.block), crc, a.data)
+			err = cp.Put(vb.vid, int(vb.block), []uint32{crc}, a.data)
 		}
 	})
 	if err != nil {

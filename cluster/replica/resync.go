@@ -22,7 +22,9 @@ const (
 	resyncsMax  = 512                   // groups that a primary compares at once: most missed little or nothing, and share what they wait for, which is syncs of the replica's disk
 	copiersMax  = 2                     // of them, those that copy objects: writes to an object wait while the last of it follows
 	copyFrame   = 256 << 10             // bytes of blocks in one frame
+	copySettle  = 4 << 20               // bytes of an object that the replica gets before it is asked to make them durable
 	scanPause   = 10 * time.Millisecond // between two looks at all groups
+	burst       = 50 * time.Millisecond // what may be copied at once after a rest: so much of a second's
 	resyncRetry = 500 * time.Millisecond
 	callLimit   = 20 * time.Second // of one step
 )
@@ -107,19 +109,37 @@ func (s *resyncer) run() {
 func (s *resyncer) scan() {
 	m := s.e.agreed()
 	moves := 0
-	s.e.eachGroup(func(g *group) {
-		g.mu.Lock()
-		defer g.mu.Unlock()
-		if g.role != serving || g.agree == nil || g.store.Err() != nil { // a disk that failed is nobody's source
-			return
+	self := s.e.self()
+	for _, sg := range m.Groups {
+		if sg.Primary == self && lacking(m, sg) {
+			s.look(s.e.group(sg.ID), m, &moves)
 		}
-		for _, t := range g.agree.Target {
-			s.consider(g, m, t)
+	}
+}
+
+// lacking says that a group is not as it should be: a target is out of sync, or is to be its primary instead of who is.
+func lacking(m *state.Map, sg *state.Group) bool {
+	for _, t := range sg.Target {
+		if n := m.Node(t); n != nil && !isMember(sg.InSync, state.Member{Node: t, Inc: n.Inc}) {
+			return true
 		}
-		if moves < 32 && g.preferOther(m) {
-			moves++
-		}
-	})
+	}
+	return len(sg.Target) > 0 && sg.Target[0] != sg.Primary.Node
+}
+
+// look starts what one group needs, as it is now.
+func (s *resyncer) look(g *group, m *state.Map, moves *int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.role != serving || g.agree == nil || g.store.Err() != nil { // a disk that failed is nobody's source
+		return
+	}
+	for _, t := range g.agree.Target {
+		s.consider(g, m, t)
+	}
+	if *moves < 32 && g.preferOther(m) {
+		*moves++
+	}
 }
 
 // consider begins to bring target t up to date if it is in service, not in sync and not being brought. mu of the group is held.
@@ -634,7 +654,7 @@ func (r *resync) sendAhead(key objstore.Key, has map[versionBlock]uint32) error 
 			}
 		}
 	}
-	return f.flush()
+	return f.settle()
 }
 
 // send copies the blocks that still differ and has the replica install the object.
@@ -681,6 +701,8 @@ type copyFramer struct {
 	key        objstore.Key
 	has        map[versionBlock]uint32
 	paid       bool // each frame waits for the pace before it goes: only while nothing is parked
+	flags      uint8
+	unsettled  int // bytes sent that may not be durable there
 	meta, data []byte
 	buf        [objstore.BlockSize]byte
 }
@@ -715,23 +737,38 @@ func (f *copyFramer) block(vid objstore.Vid, bl *objstore.UnitBlock) error {
 	}
 	f.meta, f.data = item.Append(f.meta), append(f.data, f.buf[:]...)
 	f.r.e.Stats.ResyncBlocks.Add(1)
-	if len(f.data) >= copyFrame {
+	switch {
+	case f.unsettled+len(f.data) >= copySettle && f.paid:
+		return f.settle()
+	case len(f.data) >= copyFrame:
 		return f.flush()
 	}
 	return nil
 }
 
+// settle sends what was gathered and has the replica make it durable, all before, too. A flush of what is in sync there then need not wait for it.
+func (f *copyFramer) settle() error {
+	f.flags = flagSettle
+	err := f.flush()
+	f.flags, f.unsettled = 0, 0
+	return err
+}
+
 // flush sends what was gathered.
 func (f *copyFramer) flush() error {
-	if len(f.data) == 0 {
+	if len(f.data) == 0 && (f.flags&flagSettle == 0 || f.unsettled == 0) {
 		return nil
 	}
+	if len(f.data) == 0 {
+		f.meta = wire.AppendCopyData(f.meta[:0], uint64(f.key))
+	}
+	f.unsettled += len(f.data)
 	if f.paid {
 		if err := f.r.limit.take(f.r.j.ctx, len(f.data)); err != nil {
 			return err
 		}
 	}
-	_, err := f.r.call(wire.KindCopyData, 0, f.meta, f.data)
+	_, err := f.r.call(wire.KindCopyData, f.flags, f.meta, f.data)
 	f.r.e.Stats.ResyncBytes.Add(int64(len(f.data)))
 	f.r.j.bytes.Add(int64(len(f.data)))
 	f.data = f.data[:0]
@@ -783,7 +820,7 @@ func (s *resyncer) take(ctx context.Context, n int) error {
 		rate := float64(s.e.resyncSpeed())
 		s.mu.Lock()
 		now := time.Now()
-		s.tokens = min(s.tokens+rate*now.Sub(s.filled).Seconds(), rate/8)
+		s.tokens = min(s.tokens+rate*now.Sub(s.filled).Seconds(), rate*burst.Seconds())
 		s.filled = now
 		ok := s.tokens > 0
 		if ok {

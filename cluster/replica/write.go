@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/sheepdog-go/sheepdog/cluster/state"
 	"github.com/sheepdog-go/sheepdog/cluster/wire"
@@ -210,7 +209,8 @@ func (g *group) number(en *entry, r *wire.Request, b *wire.Batch) bool {
 	}
 	en.req = r
 	if r != nil && en.Number.LSN%paceSample == 0 {
-		en.began = time.Since(start)
+		en.gauge = &g.e.pace.writes
+		en.began = en.gauge.begin()
 	}
 	g.busy.Store(true)
 	g.last++
@@ -360,8 +360,9 @@ func (g *group) committed(en *entry, b *wire.Batch) {
 		return
 	}
 	en.req = nil
-	if en.began != 0 {
-		g.e.pace.writes.note(time.Since(start) - en.began)
+	if en.gauge != nil {
+		en.gauge.end(en.began)
+		en.gauge = nil
 	}
 	g.answer(r, en.Number, b)
 }
