@@ -217,16 +217,24 @@ func (s *Store) writeCheckpoint(n uint64, cut pos, groups []cutGroup, dropped []
 // flush beside it never waits for a flood (rule 6).
 const waveBytes = 16 << 20
 
+// openWaveBytes is the same while the store opens: nobody flushes then, and a
+// node that comes back waits for this. It is bounded so that a slow disk is
+// not taken for one that hangs.
+const openWaveBytes = 256 << 20
+
 func (s *Store) writePlans(n uint64, plans []*plan) error {
 	var wave []*plan
-	bytes := 0
+	bytes, most := 0, waveBytes
+	if s.opening {
+		most = openWaveBytes
+	}
 	for i, p := range plans {
 		if err := s.withReserve(func() error { return s.writePlan(n, p) }); err != nil {
 			return err
 		}
 		wave = append(wave, p)
 		bytes += p.bytes()
-		if bytes >= waveBytes || i == len(plans)-1 || len(wave) >= s.cfg.OpenFilesMax/2 {
+		if bytes >= most || i == len(plans)-1 || len(wave) >= s.cfg.OpenFilesMax/2 {
 			if err := s.syncPlans(wave); err != nil {
 				return err
 			}

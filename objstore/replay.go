@@ -170,7 +170,10 @@ func (s *Store) replay(segs []*oldSegment) error {
 		return err
 	}
 	r.report()
-	if err := s.checkpoint(); err != nil {
+	s.opening = true
+	err = s.checkpoint()
+	s.opening = false
+	if err != nil {
 		return err
 	}
 	return s.freshJournal(segs, r.nextGen)

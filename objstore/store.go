@@ -67,6 +67,7 @@ type Store struct {
 	failed    chan struct{} // closed with the first failure
 	closing   atomic.Bool
 	replaying bool // in Open, before anything is concurrent
+	opening   bool // in Open, while it checkpoints what was replayed: likewise
 	stop      chan struct{}
 	wg        sync.WaitGroup
 	scrub     scrubber
