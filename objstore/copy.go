@@ -162,9 +162,7 @@ func (c *Copy) Sync() error {
 	defer f.release()
 	var err error
 	if !bugCopyUnsynced.active() {
-		stop := s.watchDisk("sync copy")
 		err = f.sync(false)
-		stop()
 	}
 	if err != nil {
 		return s.fail("sync copy of object "+c.o.key.String(), err)
