@@ -87,6 +87,24 @@ func (f *FS) Used() int64 {
 	return f.used
 }
 
+// Memory is about how many bytes of memory the files take: what they hold, and
+// what of that the disk does not have yet.
+func (f *FS) Memory() (n int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, d := range f.dirs {
+		for _, i := range d.names {
+			for _, p := range i.pages {
+				n += pageMemory
+				if p.old != nil {
+					n += pageSize
+				}
+			}
+		}
+	}
+	return n
+}
+
 // Syncs counts the syncs so far, of files, directories and all.
 func (f *FS) Syncs() int {
 	f.mu.Lock()
@@ -213,6 +231,7 @@ type page struct {
 const (
 	pageSize   = 4096
 	sectorSize = 512
+	pageMemory = 4864 // the allocator's size for a page
 )
 
 // image is what a power cut leaves. Without rng it is everything.
