@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/sheepdog-go/sheepdog/cluster/replica"
@@ -80,12 +79,8 @@ func (w *world) finalReads() {
 	}
 }
 
-// equal compares all replicas byte by byte (invariant 11). A copy that was made while the only good one could not be read lacks that block, and knows it: the scrub
-// of its disk finds that and has it repaired.
+// equal compares all replicas byte by byte (invariant 11).
 func (w *world) equal() {
-	if slices.ContainsFunc(w.machines, func(m *machine) bool { return m.faults.readsFailed.Load() }) {
-		w.scrub()
-	}
 	for _, m := range w.machines {
 		n := m.running()
 		if n == nil {
@@ -112,7 +107,7 @@ func (w *world) scrub() {
 				}
 			}
 		}
-		time.Sleep(15 * time.Second) // the scrub begins again after 10
+		time.Sleep(time.Second)
 	}
 }
 

@@ -336,7 +336,6 @@ func (s *session) refused(e *event, err error) {
 			w.t.Errorf("%s: %v, though nobody took it over", e.kind, err)
 		}
 	case v.shared && errors.Is(err, syscall.EIO) && (w.resumed() || strings.Contains(err.Error(), "the session lapsed meanwhile")):
-	case errors.Is(err, syscall.EIO) && w.onlyCopy(e):
 	default:
 		w.t.Errorf("session %d of %s: %s at #%d: %v", s.id, v.name, e.kind, e.call, err)
 	}

@@ -13,7 +13,6 @@ import (
 // diskFaults are what a machine's disk does wrong. Each field is how many more calls fail so.
 type diskFaults struct {
 	reads, writes, syncs atomic.Int64
-	readsFailed          atomic.Bool // one ever has
 	any                  atomic.Bool // one has failed since the last start: the store may be at its end
 }
 
@@ -24,11 +23,7 @@ func (f *diskFaults) on(d *simfs.FS) {
 		}
 		switch op {
 		case "read":
-			err := f.fail(&f.reads)
-			if err != nil {
-				f.readsFailed.Store(true)
-			}
-			return err
+			return f.fail(&f.reads)
 		case "write":
 			return f.fail(&f.writes)
 		case "sync", "syncfs", "syncdir":

@@ -259,14 +259,14 @@ func (d *driver) disk() {
 	m := d.machine()
 	f := &m.faults
 	n := int64(1 + d.r.IntN(3))
-	switch d.r.IntN(3) {
-	case 0:
-		d.w.event("%d reads of %s fail", n, m.host)
-		f.reads.Store(n)
-	case 1:
+	switch k := d.r.IntN(3); {
+	case k == 0 && d.w.copies > 2 && len(d.undo) == 0 && d.w.whole():
+		d.reads(m, n)
+		return
+	case k <= 1:
 		d.w.event("%d writes of %s fail", n, m.host)
 		f.writes.Store(n)
-	case 2:
+	default:
 		d.w.event("%d syncs of %s fail", n, m.host)
 		f.syncs.Store(n)
 	}
@@ -279,6 +279,16 @@ func (d *driver) disk() {
 		d.w.end(true, m)
 		d.start(m)
 	})
+}
+
+// reads fails some while all other copies are there: what the only good copy cannot read is lost, and a checkpoint or a resync may be who finds out. Then the
+// disks are scrubbed, so that what is marked as bad is repaired before anything else happens.
+func (d *driver) reads(m *machine, n int64) {
+	d.w.event("%d reads of %s fail", n, m.host)
+	m.faults.reads.Store(n)
+	d.w.pass(2 * time.Second)
+	m.faults.reads.Store(0)
+	d.w.scrub()
 }
 
 func (d *driver) clients() {

@@ -11,7 +11,7 @@
 // and lose what was under way; links are slow, each differently. Clients' hosts too. So messages are lost, late, repeated (by who sends them again) and overtaken by those of other
 // connections. Gossip always works: it decides nothing.
 //
-// Disks: reads, writes and syncs fail with EIO, a few calls long; a store that is at its end for it is opened again, after a power cut, by a person's word.
+// Disks: writes and syncs fail with EIO, a few calls long, and reads while all copies are there, since what the only good copy cannot read is lost; a store that is at its end for it is opened again, after a power cut, by a person's word.
 //
 // People: nodes join, are drained, taken back, removed; snapshots are taken and deleted, clones made, written and deleted; VDIs are created and deleted; a VDI is taken from who
 // has it.
@@ -66,10 +66,12 @@ func TestSimulation(t *testing.T) {
 		}
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			t.Parallel()
+			defer func() {
+				if t.Failed() {
+					t.Logf("replay with -sim.seed=%d, and -sim.repeat=20 if it passes then: go test ./cluster/simulation -sim.seed=%d", seed, seed)
+				}
+			}()
 			simulate(t, seed)
-			if t.Failed() {
-				t.Logf("replay with -sim.seed=%d, and -sim.repeat=20 if it passes then: go test ./cluster/simulation -sim.seed=%d", seed, seed)
-			}
 		})
 	}
 }
@@ -136,6 +138,7 @@ func (w *world) build() bool {
 			w.t.Error(err)
 		}
 	}
+	w.copies = copies
 	w.event("%d nodes, %d copies, zones %v", n, copies, zones)
 	for i := range 2 {
 		if v := w.create(fmt.Sprint("v", i), i == 1 && *simShared); v != nil {

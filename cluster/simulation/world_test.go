@@ -27,13 +27,14 @@ import (
 
 // world is a cluster in virtual time: true nodes on simulated disks and a network in memory.
 type world struct {
-	t     *testing.T
-	seed  uint64
-	rng   *rand.Rand // the driver's alone
-	net   *memnet.Net
-	start time.Time
-	hub   hub
-	seq   atomic.Int64 // orders everything that clients call and are told
+	t      *testing.T
+	seed   uint64
+	copies int
+	rng    *rand.Rand // the driver's alone
+	net    *memnet.Net
+	start  time.Time
+	hub    hub
+	seq    atomic.Int64 // orders everything that clients call and are told
 
 	mu       sync.Mutex // guards what follows
 	machines []*machine
@@ -41,8 +42,7 @@ type world struct {
 	cuts     int64      // power cuts of any machine, counted
 	resumes  map[state.GroupID]uint64
 	losses   []loss
-	marks    [4]int64                // of the last looks at the map
-	alone    map[state.GroupID]int64 // when a group last had one copy that counts
+	marks    [4]int64 // of the last looks at the map
 
 	volumes []*volume
 	slots   []*slot
@@ -89,7 +89,7 @@ type loss struct {
 
 func newWorld(t *testing.T, seed uint64) *world {
 	return &world{t: t, seed: seed, rng: rand.New(rand.NewPCG(seed, 11)), net: memnet.New(), start: time.Now(), hub: hub{met: map[string]gossip.Meta{}},
-		best: state.New(), alone: map[state.GroupID]int64{}, resumes: map[state.GroupID]uint64{}, stop: make(chan struct{})}
+		best: state.New(), resumes: map[state.GroupID]uint64{}, stop: make(chan struct{})}
 }
 
 // hub is gossip that always works: it decides nothing.
@@ -393,30 +393,12 @@ func (w *world) watch(stop chan struct{}) {
 				}
 			}
 		}
-		for _, g := range m.Groups {
-			if len(g.InSync) < 2 || !slices.ContainsFunc(g.InSync, func(b state.Member) bool { return b != g.Primary && m.Intact(b) }) {
-				w.alone[g.ID] = w.seq.Load()
-			}
-		}
 		was = m
 		copy(w.marks[:], w.marks[1:])
 		w.marks[3] = w.seq.Add(1)
 		w.mu.Unlock()
 	}
 }
-
-// onlyCopy says that a disk may have failed to read what nobody else had at that time: a group of the event's registers had one copy, and a fault was made.
-func (w *world) onlyCopy(e *event) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if !slices.ContainsFunc(w.machines, func(m *machine) bool { return m.faults.readsFailed.Load() }) {
-		return false
-	}
-	return slices.ContainsFunc(e.sess.v.regs[e.first:e.last], func(r register) bool { return w.alone[r.group] > e.call-aloneSlack })
-}
-
-// aloneSlack is how many operations may be done between two looks at the map.
-const aloneSlack = 50
 
 // checkResume asserts R6: a set is resumed only when none of its members is in service.
 func (w *world) checkResume(was, m *state.Map, g *state.Group) {
