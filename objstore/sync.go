@@ -2,6 +2,7 @@ package objstore
 
 import (
 	"path/filepath"
+	"runtime"
 	"sync"
 	"time"
 )
@@ -40,11 +41,8 @@ func (s *Store) Sync(done func(error)) {
 	poke(y.kick)
 }
 
-// SyncWait is Sync for callers that have nothing else to do.
+// SyncWait is Sync of everything staged before the call, for callers that have nothing else to do: the round writes the journal, too.
 func (s *Store) SyncWait() error {
-	if err := s.j.commit(); err != nil {
-		return err
-	}
 	ch := make(chan error, 1)
 	s.Sync(func(err error) { ch <- err })
 	return <-ch
@@ -68,11 +66,35 @@ func (s *Store) syncLoop() {
 			s.answer(ErrClosed)
 			return
 		}
+		y.gather()
 		y.mu.Lock()
 		y.running, y.waiting = y.waiting, y.running[:0]
 		y.mu.Unlock()
 		s.answerRunning(s.syncNow())
 	}
+}
+
+// gather lets those run who were answered by the last round, or are about to ask, before the next one begins, as long as that brings more of them: else the first to come back
+// would have a round of its own, and all others wait for it. There is no timer in it: where nobody else is about to run it takes no time.
+func (y *syncer) gather() {
+	for n, idle := 0, 0; n < gatherMax && idle < 2; n++ {
+		had := y.waiters()
+		runtime.Gosched()
+		if y.waiters() == had {
+			idle++
+		} else {
+			idle = 0
+		}
+	}
+}
+
+// gatherMax bounds how often others are let run, should there be no end of them.
+const gatherMax = 64
+
+func (y *syncer) waiters() int {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	return len(y.waiting)
 }
 
 func (s *Store) answerRunning(err error) {
