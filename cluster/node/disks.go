@@ -43,7 +43,7 @@ func (s *stores) infos(e *replica.Engine) []DiskInfo {
 		i := DiskInfo{UUID: d.UUID, Dir: d.Dir, State: d.State, Why: d.Why, Store: d.store, Total: d.total}
 		if d.store != nil {
 			i.Groups = len(d.store.Groups())
-			if err := d.store.Err(); err != nil && i.State != DiskFailed {
+			if err := d.store.Err(); errors.Is(err, objstore.ErrDiskFailed) && i.State != DiskFailed { // not one that is just being let go
 				i.State, i.Why = DiskFailed, err.Error()
 			}
 			if i.State == DiskFailed {

@@ -161,6 +161,10 @@ func (t *takeover) step(g *group, b *wire.Batch) {
 		if newer(pos.Last, wire.Number(last)) && !pos.Syncing && !g.st.Syncing() {
 			return // it has more than we do and could not be given the group: it goes first, or leaves the set
 		}
+		if pos.Lost && len(g.agree.InSync) > max(g.minCopies(), 1) { // it has to be given everything: that need not hold the group up
+			g.suspect(m)
+			return
+		}
 		same := !pos.Syncing && !pos.Lost && !g.st.Syncing() && pos.Last.LSN <= g.last && (pos.Last.LSN == 0 || termAt(terms, pos.Last.LSN) == pos.Last.Term)
 		if same && pos.Last.LSN+1 >= reach {
 			m.live, m.acked, m.sent, m.conn = true, pos.Last.LSN, pos.Last.LSN, m.p.current()
