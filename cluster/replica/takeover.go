@@ -36,10 +36,6 @@ func (g *group) activate(b *wire.Batch) {
 	g.unpause()
 	g.role, g.term, g.granted = activating, g.agree.Term, g.agree.Granted
 	g.durable, g.told, g.change, g.handTo = 0, 0, nil, state.NoNode
-	if g.st.Syncing() { // a resync of us ended early: we are where our entries are, not where its stream began
-		g.last = g.st.Last().LSN
-		g.journaled = min(g.journaled, g.last)
-	}
 	g.takeover = &takeover{began: time.Now(), positions: map[*member]*wire.Position{}, asked: map[*member]*wire.Conn{}}
 	g.members = nil
 	g.setMembers()
@@ -135,7 +131,16 @@ func (t *takeover) step(g *group, b *wire.Batch) {
 			return
 		}
 	}
+	if g.ending { // a resync of us is just ending: then we know where we are
+		return
+	}
 	last := g.st.Last()
+	switch { // a resync of us ended early, or just now: we are where our entries are, not where its stream began
+	case last.LSN < g.last:
+		g.last, g.journaled = last.LSN, min(g.journaled, last.LSN)
+	case last.LSN > g.last: // durable
+		g.last, g.journaled = last.LSN, last.LSN
+	}
 	if to := t.longer(g, wire.Number(last)); to != state.NoNode && !broken("R7") {
 		g.handTo = to
 		g.wantSet()
@@ -249,7 +254,7 @@ func (t *takeover) sign(g *group, b *wire.Batch) {
 	en := getEntry()
 	en.Kind = objstore.KindNoop
 	if !g.number(en, nil, b) {
-		g.e.log.Error("take over", "group", g.id, "error", fmt.Sprint(g.store.Err()))
+		g.e.early.say(g.e.log, "groups cannot be taken over", g.node(), g.id, fmt.Errorf("at %d, the store at %v: %v", g.last, g.st.Last(), g.store.Err()))
 		return
 	}
 	t.mark = g.last
