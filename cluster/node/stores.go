@@ -496,7 +496,9 @@ func (s *stores) registered() (list []state.Disk) {
 
 // lostDisk says that a disk failed, and what it held with it.
 func (s *stores) lostDisk() bool {
-	return slices.ContainsFunc(s.disks(), func(d *disk) bool { return d.State == DiskFailed || d.store != nil && errors.Is(d.store.Err(), objstore.ErrDiskFailed) })
+	return slices.ContainsFunc(s.disks(), func(d *disk) bool {
+		return d.State == DiskFailed || d.store != nil && errors.Is(d.store.Err(), objstore.ErrDiskFailed)
+	})
 }
 
 // bytes is the size of all disks together.
