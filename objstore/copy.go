@@ -21,8 +21,8 @@ type Copy struct {
 	done bool
 
 	// Guarded by the group's mutex.
-	unsynced int64    // bytes put that no sync covers
-	file     *objFile // where they are, held; nil: there are none
+	written, synced int64    // bytes put, and of them those that a sync has covered or will
+	file            *objFile // where the others are, held; nil: there are none
 }
 
 // copyUnsyncedMax bounds what a copy leaves to its own Sync. What goes beyond
@@ -123,10 +123,10 @@ func (c *Copy) write(runs []slotRun, data []byte) error {
 			c.file.release()
 		}
 		f.refs.Add(1)
-		c.file, c.unsynced = f, 0
+		c.file, c.synced = f, c.written
 	}
-	c.unsynced += int64(len(data))
-	over := c.unsynced > copyUnsyncedMax
+	c.written += int64(len(data))
+	over := c.written-c.synced > copyUnsyncedMax
 	c.g.mu.Unlock()
 	if over {
 		c.leaveToFlush()
@@ -137,8 +137,8 @@ func (c *Copy) write(runs []slotRun, data []byte) error {
 // leaveToFlush has the next sync of the store cover what is not synced yet.
 func (c *Copy) leaveToFlush() {
 	c.g.mu.Lock()
-	f, n := c.file, c.unsynced
-	c.file, c.unsynced = nil, 0
+	f, n := c.file, c.written-c.synced
+	c.file, c.synced = nil, c.written
 	c.g.mu.Unlock()
 	if f != nil {
 		c.g.s.written(f, n)
@@ -151,7 +151,7 @@ func (c *Copy) leaveToFlush() {
 func (c *Copy) Sync() error {
 	s := c.g.s
 	c.g.mu.Lock()
-	f, n := c.file, c.unsynced
+	f, upTo := c.file, c.written
 	if f != nil {
 		f.refs.Add(1)
 	}
@@ -169,10 +169,8 @@ func (c *Copy) Sync() error {
 	}
 	c.g.mu.Lock()
 	defer c.g.mu.Unlock()
-	if c.file != f {
-		return nil
-	}
-	if c.unsynced -= n; c.unsynced == 0 {
+	c.synced = max(c.synced, upTo) // more than upTo where a flush was to cover it meanwhile
+	if c.file == f && c.synced == c.written {
 		f.release()
 		c.file = nil
 	}

@@ -705,3 +705,46 @@ func TestCreateOnAFailingDisk(t *testing.T) {
 		reopen(t, simConfig(sim)).Close()
 	}
 }
+
+// TestCopySyncCountsWhatItCovered: blocks that come while an earlier part of the copy is being synced, and that a flush is left to cover, are not taken
+// for those that the sync was for.
+func TestCopySyncCountsWhatItCovered(t *testing.T) {
+	sim, _, s := simStore(t, nil)
+	c, err := s.Group(1).NewCopy(MakeKey(1, 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	put := func(n int) {
+		t.Helper()
+		data := fill(1, n)
+		crcs := make([]uint32, n)
+		for i := range crcs {
+			crcs[i] = Checksum(data[i*BlockSize : (i+1)*BlockSize])
+		}
+		if err := c.Put(1, 0, crcs, data); err != nil {
+			t.Error(err)
+		}
+	}
+	put(512)
+	once := false
+	sim.Before = func(op, name string) error {
+		if op == "sync" && strings.HasPrefix(name, "/obj") && !once {
+			once = true
+			for range 3 {
+				put(1024) // more than a copy keeps for itself: the next flush's
+			}
+			put(512)
+		}
+		return nil
+	}
+	if err := c.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	if n := c.written - c.synced; !once || n < 512*BlockSize || c.file == nil {
+		t.Fatalf("%d bytes to be synced, in %v", n, c.file)
+	}
+	if err := c.Sync(); err != nil || c.file != nil {
+		t.Fatalf("%v, %d bytes to be synced", err, c.written-c.synced)
+	}
+	c.Abort()
+}
