@@ -59,6 +59,7 @@ type ledger struct {
 	seen                   []uint32 // a later read may not go back behind this
 	busy                   map[uint64]bool
 	unflushed              map[uint64]uint32 // acknowledged since the last flush was sent
+	losses                 int               // how often lose was called
 }
 
 func newLedger(seed, blocks uint64) *ledger {
@@ -97,19 +98,37 @@ func (l *ledger) ack(block uint64, version uint32) {
 	l.unflushed[block] = version
 }
 
-// beginFlush hands out what a flush sent now covers; endFlush notes that it succeeded.
-func (l *ledger) beginFlush() map[uint64]uint32 {
+// lose notes that whoever acknowledged may have lost what it had not flushed: no later flush covers that.
+func (l *ledger) lose() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	covered := l.unflushed
+	l.losses++
 	l.unflushed = map[uint64]uint32{}
-	return covered
+	copy(l.seen, l.flushed)
 }
 
-func (l *ledger) endFlush(covered map[uint64]uint32) {
+// flushing is what a flush covers.
+type flushing struct {
+	covered map[uint64]uint32
+	losses  int
+}
+
+// beginFlush hands out what a flush sent now covers; endFlush notes that it succeeded.
+func (l *ledger) beginFlush() flushing {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for block, v := range covered {
+	f := flushing{l.unflushed, l.losses}
+	l.unflushed = map[uint64]uint32{}
+	return f
+}
+
+func (l *ledger) endFlush(f flushing) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if f.losses != l.losses { // it was sent again to another
+		return
+	}
+	for block, v := range f.covered {
 		l.flushed[block] = max(l.flushed[block], v)
 	}
 }

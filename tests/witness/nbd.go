@@ -26,6 +26,7 @@ type nbdOptions struct {
 	reconnect     time.Duration
 	noSpace       time.Duration
 	strict        bool
+	volatile      bool
 	rate          float64
 	seed          uint64
 	every         time.Duration
@@ -59,6 +60,7 @@ func nbdMain(args []string) error {
 	fs.IntVar(&o.reads, "reads", 20, "percent of requests that are verified reads")
 	fs.DurationVar(&o.reconnect, "reconnect", 0, "on a lost connection, try the targets in turn for so long")
 	fs.DurationVar(&o.noSpace, "no-space", 0, "send again for so long what is refused for want of space, as a virtual machine that waits for some")
+	fs.BoolVar(&o.volatile, "volatile", false, "with -reconnect: a connection is lost with all that was acknowledged on it and not flushed, as when the server and all disks lose their power")
 	fs.BoolVar(&o.strict, "strict", false, "expect all that was acknowledged, not only what was flushed")
 	fs.Float64Var(&o.rate, "rate", 0, "requests a second at most (0: no limit)")
 	fs.DurationVar(&o.every, "every", time.Second, "say so often how far it is")
@@ -344,6 +346,9 @@ func (c *nbdClient) redial(lost *nbdConn, why error) error {
 		if err == nil {
 			c.conn = conn
 			c.reconnects++
+			if c.o.volatile {
+				c.ledger.lose()
+			}
 			return nil
 		}
 		if time.Now().After(deadline) {

@@ -66,6 +66,30 @@ func TestFlushCoversOnlyWhatWasAcknowledgedBefore(t *testing.T) {
 	}
 }
 
+// What was acknowledged by a server that lost its power is nothing that a later flush covers, nor one that was sent before and is answered by the next server.
+func TestLostServerFlushesNothing(t *testing.T) {
+	l := newLedger(1, 8)
+	l.ack(1, l.issue(1))
+	before := l.beginFlush()
+	l.ack(2, l.issue(2))
+	l.lose()
+	l.endFlush(before)
+	l.endFlush(l.beginFlush())
+	if l.flushed[1] != 0 || l.flushed[2] != 0 {
+		t.Fatalf("flushed: %v", l.flushed)
+	}
+	for block := range uint64(3) {
+		if err := l.judge(block, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l.ack(2, l.issue(2))
+	l.endFlush(l.beginFlush())
+	if l.flushed[2] != 2 {
+		t.Fatalf("flushed: %v", l.flushed)
+	}
+}
+
 func TestLedgerIsKept(t *testing.T) {
 	l := newLedger(7, 100)
 	l.ack(3, l.issue(3))
