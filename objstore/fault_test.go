@@ -95,7 +95,22 @@ func runFault(seed uint64, op string, k int, cause error) (hit bool, err error) 
 
 // runFaults runs a short history in which every kind of call is made, with faults.
 func runFaults(seed uint64, op string, fault func(call int64) error) (hit bool, err error) {
-	w, err := newWorldWith(seed, func(c *Config) { c.ReserveBytes = 64 << 10 })
+	var calls atomic.Int64
+	var off, failed atomic.Bool
+	off.Store(true)
+	w, err := newWorldWith(seed, func(c *Config) {
+		c.ReserveBytes = 64 << 10
+		c.FS.(*simfs.FS).Before = func(o, name string) error {
+			if o != op || off.Load() {
+				return nil
+			}
+			err := fault(calls.Add(1))
+			if err != nil {
+				failed.Store(true)
+			}
+			return err
+		}
+	})
 	if err != nil {
 		return false, err
 	}
@@ -104,18 +119,7 @@ func runFaults(seed uint64, op string, fault func(call int64) error) (hit bool, 
 			abandonStore(w.s)
 		}
 	}()
-	var calls atomic.Int64
-	var off, failed atomic.Bool
-	w.fs.Before = func(o, name string) error {
-		if o != op || off.Load() {
-			return nil
-		}
-		err := fault(calls.Add(1))
-		if err != nil {
-			failed.Store(true)
-		}
-		return err
-	}
+	off.Store(false)
 	do := func(step func() error) error {
 		err := step()
 		if err == nil {
@@ -242,17 +246,17 @@ func TestRule8SyncFailsOnce(t *testing.T) {
 	if err := Create(cfg, testIdentity); err != nil {
 		t.Fatal(err)
 	}
-	s := reopen(t, cfg)
-	g := s.Group(1)
-	stage(t, g, Entry{Kind: KindWrite, Key: 1 << 32, Vid: 1, Gen: 1, Data: fill(1, 1)})
-	once := false
+	var once atomic.Bool
 	fs.Before = func(op, name string) error {
-		if op == "sync" && !once {
-			once = true
+		if op == "sync" && once.CompareAndSwap(true, false) {
 			return syscall.EIO
 		}
 		return nil
 	}
+	s := reopen(t, cfg)
+	g := s.Group(1)
+	stage(t, g, Entry{Kind: KindWrite, Key: 1 << 32, Vid: 1, Gen: 1, Data: fill(1, 1)})
+	once.Store(true)
 	for range 3 {
 		if err := s.SyncWait(); !errors.Is(err, ErrDiskFailed) || !errors.Is(err, syscall.EIO) {
 			t.Fatalf("sync: %v", err)
@@ -378,20 +382,24 @@ func TestHangs(t *testing.T) {
 // hangAt runs a short history whose k-th call of a kind hangs.
 func hangAt(t *testing.T, op string, k int) bool {
 	const limit = 5 * time.Second
-	w, err := newWorldWith(uint64(k%5), func(c *Config) { c.ReserveBytes, c.HangTimeout, c.Detached = 64<<10, limit, true })
+	var calls atomic.Int64
+	var off, hung atomic.Bool
+	off.Store(true)
+	release := make(chan struct{})
+	w, err := newWorldWith(uint64(k%5), func(c *Config) {
+		c.ReserveBytes, c.HangTimeout, c.Detached = 64<<10, limit, true
+		c.FS.(*simfs.FS).Before = func(o, name string) error {
+			if o == op && !off.Load() && calls.Add(1) == int64(k) {
+				hung.Store(true)
+				<-release
+			}
+			return nil
+		}
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	var calls atomic.Int64
-	var off, hung atomic.Bool
-	release := make(chan struct{})
-	w.fs.Before = func(o, name string) error {
-		if o == op && !off.Load() && calls.Add(1) == int64(k) {
-			hung.Store(true)
-			<-release
-		}
-		return nil
-	}
+	off.Store(false)
 	running := func() bool { return w.s != nil && !w.s.closing.Load() } // else it is being opened, or checked
 	some := slices.Repeat([]func() error{w.step}, 12)
 	steps := slices.Concat(some, w.rare(&off), some)
@@ -449,18 +457,20 @@ func TestHangMayNotEnd(t *testing.T) {
 		if err := Create(cfg, testIdentity); err != nil {
 			t.Fatal(err)
 		}
+		release := make(chan struct{})
+		var hangs atomic.Bool
+		sim.Before = func(op, name string) error {
+			if op == "sync" && hangs.Load() {
+				<-release
+			}
+			return nil
+		}
 		s, err := Open(cfg)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer s.Close()
-		release := make(chan struct{})
-		sim.Before = func(op, name string) error {
-			if op == "sync" {
-				<-release
-			}
-			return nil
-		}
+		hangs.Store(true)
 		g := s.Group(1)
 		stage(t, g, Entry{Kind: KindWrite, Key: 1 << 32, Vid: 1, Gen: 1, Data: fill(1, 1)})
 		done := make(chan error, 1)
@@ -495,17 +505,19 @@ func TestHangIsNoticed(t *testing.T) {
 			if err := Create(cfg, testIdentity); err != nil {
 				t.Fatal(err)
 			}
-			s, err := Open(cfg)
-			if err != nil {
-				t.Fatal(err)
-			}
 			release := make(chan struct{})
+			var hangs atomic.Bool
 			sim.Before = func(op, name string) error {
-				if op == "sync" {
+				if op == "sync" && hangs.Load() {
 					<-release
 				}
 				return nil
 			}
+			s, err := Open(cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			hangs.Store(true)
 			g := s.Group(1)
 			stage(t, g, Entry{Kind: KindWrite, Key: 1 << 32, Vid: 1, Gen: 1, Data: fill(1, 1)})
 			start := time.Now()

@@ -77,13 +77,11 @@ func (s *Store) syncLoop() {
 // gather lets those run who were answered by the last round, or are about to ask, before the next one begins, as long as that brings more of them: else the first to come back
 // would have a round of its own, and all others wait for it. There is no timer in it: where nobody else is about to run it takes no time.
 func (y *syncer) gather() {
-	for n, idle := 0, 0; n < gatherMax && idle < 2; n++ {
+	for range gatherMax {
 		had := y.waiters()
 		runtime.Gosched()
 		if y.waiters() == had {
-			idle++
-		} else {
-			idle = 0
+			return
 		}
 	}
 }
