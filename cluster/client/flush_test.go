@@ -356,6 +356,20 @@ func TestR22SnapshotIsFollowed(t *testing.T) {
 		if err := write(s, 0, pattern(512, 1)); !errors.Is(err, syscall.EROFS) {
 			t.Fatalf("a snapshot was written: %v", err)
 		}
+		for range 50 { // a map that comes in the moment of opening does not take the reader on to what the name means now
+			c.refollow.Store(true)
+			x, err := c.Open(context.Background(), "alpha", "t", OpenOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(tick)
+			if x.Vid() != vid {
+				t.Fatalf("the snapshot became %06x", x.Vid())
+			}
+			if err := x.Close(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+		}
 		closeAll(t, c, s, d)
 	})
 }

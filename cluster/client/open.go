@@ -47,8 +47,7 @@ func (c *Client) Open(ctx context.Context, name, snap string, o OpenOptions) (*D
 		return nil, fmt.Errorf("open %s: %w", exportName(name, snap), err)
 	}
 	if snap != "" || o.ReadOnly || v.State == state.Frozen {
-		s := c.newSession(c.Map(), v, nil, exportName(name, snap))
-		s.snap = snap != ""
+		s := c.newSession(c.Map(), v, nil, exportName(name, snap), snap != "")
 		return &Disk{s: s, readOnly: true}, nil
 	}
 	for {
@@ -119,7 +118,7 @@ func (c *Client) openSession(ctx context.Context, name string) (*session, error)
 	if v == nil {
 		return nil, fmt.Errorf("open %s: vid %06x is gone again: %w", name, ses.Vid, syscall.EIO)
 	}
-	return c.newSession(m, v, ses, name), nil
+	return c.newSession(m, v, ses, name, false), nil
 }
 
 // grant proposes a session and waits until the map here holds it.
@@ -162,9 +161,9 @@ func (c *Client) command(fill func(*state.Command)) *state.Command {
 }
 
 // newSession begins a session that raft granted, or a reader's view.
-func (c *Client) newSession(m *state.Map, v *state.VDI, ses *state.Session, name string) *session {
+func (c *Client) newSession(m *state.Map, v *state.VDI, ses *state.Session, name string, snap bool) *session {
 	pool := m.Pool(v.Pool)
-	s := &session{c: c, name: name, root: v.Root, rootID: v.RootGen, pool: pool, gone: make(chan struct{})}
+	s := &session{c: c, name: name, snap: snap, root: v.Root, rootID: v.RootGen, pool: pool, gone: make(chan struct{})}
 	s.groups = make([]atomicGroup, pool.PGs)
 	id := &ident{vid: v.Vid, gen: v.Gen, size: v.Size, index: m.Index}
 	if ses != nil {
