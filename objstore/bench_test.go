@@ -17,7 +17,7 @@ import (
 // Benchmarks of the store beside the bare file system. Each run of writes
 // goes past several checkpoints.
 
-func benchStore(b *testing.B) *Store {
+func benchStore(b *testing.B, change func(*Config)) *Store {
 	b.Helper()
 	dir, err := os.MkdirTemp(os.Getenv("OBJSTORE_BENCH_DIR"), "bench")
 	if err != nil {
@@ -25,6 +25,9 @@ func benchStore(b *testing.B) *Store {
 	}
 	b.Cleanup(func() { os.RemoveAll(dir) })
 	cfg := Config{Dir: dir, Logger: quiet(), JournalBytesMax: 256 << 20, ReserveBytes: -1}
+	if change != nil {
+		change(&cfg)
+	}
 	return openNew(b, cfg)
 }
 
@@ -89,27 +92,31 @@ func (w *benchWriter) write(b *testing.B) {
 }
 
 func BenchmarkWrite4K(b *testing.B) {
-	s := benchStore(b)
+	s := benchStore(b, nil)
 	w := newBenchWriter(s, 1, 1)
+	lat := latencies{list: make([]time.Duration, 0, 1<<22)}
 	b.SetBytes(BlockSize)
 	b.ReportAllocs()
 	defer cpuTime(b)()
 	for i := 0; b.Loop(); i++ {
+		start := time.Now()
 		w.write(b)
 		if i%32 == 31 {
 			if err := s.Commit(); err != nil {
 				b.Fatal(err)
 			}
 		}
+		lat.add(time.Since(start))
 	}
 	b.StopTimer()
+	lat.report(b)
 	b.ReportMetric(float64(s.Metrics().Checkpoints), "checkpoints")
 }
 
 func BenchmarkWrite4KSync(b *testing.B) {
 	for _, writers := range []int{1, 32, 256} {
 		b.Run(fmt.Sprint(writers), func(b *testing.B) {
-			s := benchStore(b)
+			s := benchStore(b, func(c *Config) { c.SegmentBytes, c.CheckpointBytes, c.JournalBytesMax = 2<<20, 4<<20, 64<<20 })
 			var lat latencies
 			var left atomic.Int64
 			left.Store(int64(b.N))
@@ -181,7 +188,7 @@ func rawFile(b *testing.B, size int64) *os.File {
 func BenchmarkSequentialWrite(b *testing.B) {
 	for _, size := range []int{128 << 10, 1 << 20} {
 		b.Run(fmt.Sprintf("%dK", size>>10), func(b *testing.B) {
-			s := benchStore(b)
+			s := benchStore(b, nil)
 			g := s.Group(1)
 			e := Entry{Kind: KindWrite, Vid: 1, Gen: 1, Count: uint16(size / BlockSize), Data: fill(1, size/BlockSize), Number: Number{1, 0}}
 			b.SetBytes(int64(size))
@@ -227,7 +234,7 @@ func BenchmarkSequentialWrite(b *testing.B) {
 const readObjects = 16 // 64 MiB, warm
 
 func benchReadStore(b *testing.B) (*Store, *Group) {
-	s := benchStore(b)
+	s := benchStore(b, nil)
 	g := s.Group(1)
 	e := Entry{Kind: KindWrite, Vid: 1, Gen: 1, Count: BlocksPerObject, Data: fill(1, BlocksPerObject), Number: Number{1, 0}}
 	e.SumData()
@@ -287,7 +294,7 @@ func BenchmarkRead(b *testing.B) {
 
 // BenchmarkReadJournaled reads what is not checkpointed yet.
 func BenchmarkReadJournaled(b *testing.B) {
-	s := benchStore(b)
+	s := benchStore(b, nil)
 	w := newBenchWriter(s, 1, 1)
 	for range 4096 {
 		w.write(b)

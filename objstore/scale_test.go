@@ -128,7 +128,7 @@ func BenchmarkReadChain(b *testing.B) {
 func BenchmarkWriteAfterSnapshot(b *testing.B) {
 	for _, fresh := range []bool{false, true} {
 		b.Run(fmt.Sprintf("snapshot=%v", fresh), func(b *testing.B) {
-			s := benchStore(b)
+			s := benchStore(b, nil)
 			w := newBenchWriter(s, 1, 1)
 			w.e.Count, w.e.Data = BlocksPerObject, bytes.Repeat(w.e.Data, BlocksPerObject)
 			w.e.SumData()
