@@ -748,3 +748,27 @@ func TestCopySyncCountsWhatItCovered(t *testing.T) {
 	}
 	c.Abort()
 }
+
+// TestEndedDiskIsLetGo: calls that are not made any more, since the disk has ended, do not keep its files open: it could not be unmounted.
+func TestEndedDiskIsLetGo(t *testing.T) {
+	_, _, s := simStore(t, nil)
+	s.Detach(true)
+	f, err := s.fs.Open("/catalog")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.fail("test", syscall.EIO)
+	buf := make([]byte, BlockSize)
+	calls := map[string]error{"sync": f.Datasync()}
+	_, calls["read"] = f.ReadAt(buf, 0)
+	_, calls["write"] = f.WriteAt(buf, 0)
+	_, calls["size"] = f.Size()
+	for name, err := range calls {
+		if !errors.Is(err, ErrDiskFailed) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if n := f.(*watchedFile).users; n != 0 {
+		t.Errorf("%d calls under way", n)
+	}
+}

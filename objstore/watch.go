@@ -169,6 +169,11 @@ func (w *watch) do(c diskCall, name string, f func() error) error {
 	return err
 }
 
+// notCalled is the error of a call that was not made, since the disk has ended.
+type notCalled struct{ error }
+
+func (e notCalled) Unwrap() error { return e.error }
+
 // doFor makes a call that returns something; undo takes back what comes when nobody waits for it any more.
 func doFor[T any](w *watch, c diskCall, name *string, f func() (T, error), undo func(T)) (T, error) {
 	if !w.detached.Load() {
@@ -181,7 +186,7 @@ func doFor[T any](w *watch, c diskCall, name *string, f func() (T, error), undo 
 	}
 	if err := w.s.Err(); err != nil && c != callClose && !errors.Is(err, ErrClosed) {
 		var none T
-		return none, err
+		return none, notCalled{err}
 	}
 	done := make(chan answer, 1)
 	var gone atomic.Bool

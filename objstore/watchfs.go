@@ -1,6 +1,7 @@
 package objstore
 
 import (
+	"errors"
 	"io"
 	"sync"
 
@@ -95,10 +96,14 @@ func (h *watchedFile) count(c diskCall, f func() (int64, error)) (int64, error) 
 	h.mu.Lock()
 	h.users++
 	h.mu.Unlock()
-	return doFor(h.w, c, &h.name, func() (int64, error) {
+	n, err := doFor(h.w, c, &h.name, func() (int64, error) {
 		defer h.release()
 		return f()
 	}, nil)
+	if errors.As(err, new(notCalled)) {
+		h.release()
+	}
+	return n, err
 }
 
 func (h *watchedFile) release() {
