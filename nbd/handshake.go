@@ -44,7 +44,8 @@ type handshake struct {
 	ctx      context.Context
 	cancel   context.CancelFunc
 	gone     atomic.Bool
-	reserved bool // holds one of the server's sessions; guarded by Server.mu
+	until    time.Time // the client's time is over
+	reserved bool      // holds one of the server's sessions; guarded by Server.mu
 
 	fixed    bool // the client speaks fixed newstyle
 	noZeroes bool
@@ -80,7 +81,14 @@ func (h *handshake) abandon() {
 
 // deadline gives the client its time; it is an absolute date for everything it has to send.
 func (h *handshake) deadline() error {
-	err := h.raw.SetDeadline(time.Now().Add(h.srv.cfg.HandshakeTimeout))
+	h.until = time.Now()
+	return h.extend(h.srv.cfg.HandshakeTimeout)
+}
+
+// extend makes the client's time longer.
+func (h *handshake) extend(by time.Duration) error {
+	h.until = h.until.Add(by)
+	err := h.raw.SetDeadline(h.until)
 	if h.gone.Load() {
 		return errAbandoned
 	}

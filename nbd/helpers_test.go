@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"io"
@@ -26,7 +27,11 @@ type rig struct {
 
 type testWriter struct{ t testing.TB }
 
+// Write notes what the server logs. A panic that it recovers from closes the connection, as many a refusal does: only the log tells.
 func (w testWriter) Write(b []byte) (int, error) {
+	if bytes.Contains(b, []byte("panicked")) {
+		w.t.Errorf("the server says: %s", b)
+	}
 	if testing.Verbose() {
 		os.Stderr.Write(b)
 	}
@@ -35,7 +40,8 @@ func (w testWriter) Write(b []byte) (int, error) {
 
 func newRig(t testing.TB, b Backend, change ...func(*Config)) *rig {
 	t.Helper()
-	cfg := Config{Logger: slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelDebug}))}
+	// The handshake's deadline is later than the clients' own, so that nothing passes for refused that was only given up.
+	cfg := Config{HandshakeTimeout: 3 * wireTimeout, Logger: slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelDebug}))}
 	for _, f := range change {
 		f(&cfg)
 	}
@@ -117,6 +123,9 @@ func tool(t testing.TB, name string, args ...string) string {
 	return string(out)
 }
 
+// wireTimeout is how long a test's client waits for anything.
+const wireTimeout = 20 * time.Second
+
 // wire is a client that sends exactly what a test tells it to.
 type wire struct {
 	t  testing.TB
@@ -129,7 +138,7 @@ func (r *rig) dial(t testing.TB) *wire {
 	if err != nil {
 		t.Fatal(err)
 	}
-	nc.SetDeadline(time.Now().Add(20 * time.Second))
+	nc.SetDeadline(time.Now().Add(wireTimeout))
 	t.Cleanup(func() { nc.Close() })
 	return &wire{t, nc}
 }

@@ -225,15 +225,16 @@ func (h *handshake) open(name string) (Device, ExportInfo, context.CancelFunc, e
 		return nil, ExportInfo{}, nil, err
 	}
 	ctx, cancel := context.WithCancel(h.backendContext())
-	timer := time.AfterFunc(h.srv.cfg.OpenTimeout, cancel)
+	timer, begun := time.AfterFunc(h.srv.cfg.OpenTimeout, cancel), time.Now()
 	dev, info, err := h.srv.backend.Open(ctx, name)
+	late := h.extend(time.Since(begun)) // also for the reply that says why not
 	if !timer.Stop() && err == nil && ctx.Err() != nil {
 		_ = dev.Close()
 		err = fmt.Errorf("opening export %q took longer than %v", clip(name), h.srv.cfg.OpenTimeout)
 	}
 	if err == nil {
 		if err = info.check(name, uint32(h.srv.cfg.MaxPayload)); err == nil {
-			err = h.deadline()
+			err = late
 		}
 		if err != nil {
 			_ = dev.Close()

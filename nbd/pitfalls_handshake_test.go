@@ -5,12 +5,15 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"io"
 	"io/fs"
+	"net"
 	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+	"unicode/utf8"
 )
 
 // Places where NBD servers broke during the handshake, by their number in the list that this project keeps of them.
@@ -64,6 +67,32 @@ func TestPitfall3LongExportName(t *testing.T) {
 	w.greet(fixed)
 	w.wants(w.option(optList, bytes.Repeat([]byte("n"), 300)), repErrInvalid)
 	w.inSync()
+
+	b := NewMemBackend()
+	for _, n := range []int{257, 4096} { // one that is there is served
+		b.Add(ExportInfo{Name: strings.Repeat("n", n), Size: testSize})
+	}
+	r = newRig(t, b)
+	for _, n := range []int{257, 4096} {
+		name := strings.Repeat("n", n)
+		w := r.dial(t)
+		w.greet(fixed)
+		list := w.wants(w.option(optList, nil), repAck)
+		if len(list) != 2 || string(list[0].data[4:]) != strings.Repeat("n", 257) || string(list[1].data[4:]) != strings.Repeat("n", 4096) {
+			t.Errorf("LIST of two long names: %d exports", len(list))
+		}
+		w.wants(w.option(optStructuredReply, nil), repAck)
+		w.wants(w.option(optSetMetaContext, metaData(name, BaseAllocation)), repAck)
+		if list := w.wants(w.option(optInfo, infoData(name, infoName)), repAck); string(list[1].data[2:]) != name {
+			t.Errorf("INFO names %d bytes", len(list[1].data)-2)
+		}
+		w.send(option(optExportName, []byte(name)))
+		w.recv(10)
+		w.send(request(cmdBlockStatus, 0, 1, 0, 4096))
+		if c := w.chunk(); c.kind != chunkBlockStatus {
+			t.Errorf("block status: %+v", c)
+		}
+	}
 }
 
 func TestPitfall4And12HugeOption(t *testing.T) {
@@ -120,6 +149,16 @@ func TestPitfall6ErrorTextIsBounded(t *testing.T) {
 		if len(text) > errorTextMax+3 || bytes.ContainsAny(text, "\r\n\x1b") {
 			t.Errorf("error text of %d bytes: %q", len(text), text)
 		}
+		var long error = &refusal{syscall.EPERM, strings.Repeat(name, 100)} // and when the backend has no measure
+		b := &fakeBackend{info: allCan(1 << 20), open: func(context.Context) error { return long }}
+		x := newRig(t, b).dial(t)
+		x.greet(fixed)
+		list = x.option(optGo, infoData("x"))
+		x.wants(list, repErrPolicy)
+		text = list[len(list)-1].data
+		if len(text) > errorTextMax+3 || bytes.ContainsAny(text, "\r\n\x1b") || !utf8.Valid(text) {
+			t.Errorf("a backend's error of %d bytes is told in %d: %q", len(long.Error()), len(text), text)
+		}
 	}
 }
 
@@ -131,7 +170,13 @@ func TestPitfall7EveryPrefixIsAnOrdinaryEnd(t *testing.T) {
 	for n := range len(talk) {
 		w := r.dial(t)
 		w.nc.Write(talk[:n])
-		w.nc.Close()
+		w.nc.Close() // a reset, since nothing was read
+		w = r.dial(t)
+		w.nc.Write(talk[:n])
+		w.nc.(*net.UnixConn).CloseWrite() // the end, and whoever sees it reads on
+		if _, err := io.Copy(io.Discard, w.nc); isTimeout(err) {
+			t.Fatalf("the server hangs after %d bytes", n)
+		}
 	}
 	r.ready(t, "disk", simpleReplies).ask(cmdFlush, 0, 0, 0)
 }
@@ -156,7 +201,7 @@ func TestPitfall8HalfOpenConnectionsAreBounded(t *testing.T) {
 }
 
 func TestPitfall8And28OneDeadlineForAll(t *testing.T) {
-	r, _ := memRig(t, func(c *Config) { c.HandshakeTimeout = 150 * time.Millisecond })
+	r, _ := memRig(t, func(c *Config) { c.HandshakeTimeout, c.MaxOptions = 150*time.Millisecond, 1<<30 })
 	begin := time.Now()
 	silent, slow := r.dial(t), r.dial(t)
 	slow.greet(fixed)
@@ -338,7 +383,7 @@ func (p panicky) Info(ctx context.Context, name string) (ExportInfo, error) {
 func TestPitfall17OneClientCannotTakeTheOthersDown(t *testing.T) {
 	b := NewMemBackend()
 	b.Add(ExportInfo{Name: "disk", Size: testSize})
-	r := newRig(t, panicky{b})
+	r := newRig(t, panicky{b}, func(c *Config) { c.Logger = nil }) // it would tell of the panic
 	other := r.ready(t, "disk", simpleReplies)
 	w := r.dial(t)
 	w.greet(fixed)
@@ -413,6 +458,33 @@ func TestOpenTimeout(t *testing.T) {
 	w.greet(fixed)
 	w.wants(w.option(optGo, infoData("x")), repErrPlatform)
 	w.wants(w.option(optInfo, infoData("x")), repAck)
+}
+
+// The clock of a client stands still while its export is opened: it hears why not, may ask again, and has no more time for that than it had.
+func TestASlowOpenIsNotTheClientsTime(t *testing.T) {
+	const limit = 300 * time.Millisecond
+	var fail box
+	fail.set(errors.New("no leader"))
+	b := &fakeBackend{info: allCan(1 << 20), open: func(context.Context) error { time.Sleep(limit + limit/2); return fail.get() }}
+	r := newRig(t, b, func(c *Config) { c.HandshakeTimeout = limit })
+	w := r.dial(t)
+	w.greet(fixed)
+	w.wants(w.option(optGo, infoData("x")), repErrPlatform)
+	w.wants(w.option(optInfo, infoData("x")), repAck)
+	fail.set(nil)
+	w.wants(w.option(optGo, infoData("x")), repAck)
+	if code := w.ask(cmdFlush, 0, 0, 0); code != 0 {
+		t.Errorf("flush: %d", code)
+	}
+	fail.set(errors.New("no leader"))
+	late := r.dial(t)
+	late.greet(fixed)
+	late.wants(late.option(optGo, infoData("x")), repErrPlatform)
+	begin := time.Now()
+	late.closed()
+	if took := time.Since(begin); took > 2*limit+limit/2 {
+		t.Errorf("a client whose export did not open has %v more", took)
+	}
 }
 
 func TestListMetaContexts(t *testing.T) {

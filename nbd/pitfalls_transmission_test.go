@@ -152,7 +152,7 @@ func TestPitfall31BlockStatusOfFourGiB(t *testing.T) {
 	}
 }
 
-func TestPitfall32And36RangesAreCheckedIn64Bits(t *testing.T) {
+func TestPitfall32RangesAreCheckedIn64Bits(t *testing.T) {
 	r, _ := memRig(t)
 	for _, mode := range []replyMode{simpleReplies, structuredReplies} {
 		w := r.ready(t, "disk", mode)
@@ -195,6 +195,37 @@ func TestPitfall32And36RangesAreCheckedIn64Bits(t *testing.T) {
 	ro.send(request(cmdWrite, 0, 9, 0, 4), "abcd")
 	if code := ro.simple(9); code != codeEPERM {
 		t.Errorf("write on a read-only export: %d", code)
+	}
+}
+
+func TestPitfall36NoMemoryForWhateverLengthIsNamed(t *testing.T) {
+	const size = 16 << 30 // so that only the length is wrong
+	b := &fakeBackend{info: allCan(size), submit: func(r *Request) {
+		if len(r.Data) > 64<<20 {
+			t.Errorf("%v with %d bytes of memory", r.Op, len(r.Data))
+		}
+		r.Queue(nil)
+	}}
+	r := newRig(t, b)
+	w := r.ready(t, "x", structuredReplies)
+	for _, length := range []uint32{64<<20 + 1, 1 << 30, 0xffffffff} {
+		for flags, want := range map[uint16]uint32{0: codeEINVAL, cmdFlagDF: codeEOVERFLOW} {
+			w.send(request(cmdRead, flags, 1, 0, length))
+			if c := w.chunk(); c.code() != want {
+				t.Errorf("a read of %d bytes, flags %d: %d", length, flags, c.code())
+			}
+		}
+		w.send(request(cmdTrim, 0, 2, 0, length), request(cmdWriteZeroes, 0, 3, 0, length), request(cmdCache, 0, 4, 0, length))
+		if w.simple(2)+w.simple(3)+w.simple(4) != 0 {
+			t.Errorf("%d bytes without a payload are too many", length)
+		}
+	}
+	x := r.ready(t, "x", extendedReplies)
+	for _, length := range []uint64{64<<20 + 1, 1 << 32, 1 << 34, 1 << 63, 1<<64 - 1} {
+		x.send(extRequest(cmdRead, 0, 1, 0, length))
+		if c := x.chunk(); c.code() != codeEINVAL {
+			t.Errorf("a read of %d bytes: %d", length, c.code())
+		}
 	}
 }
 

@@ -86,6 +86,7 @@ func (b *Backend) Open(ctx context.Context, export string) (nbd.Device, nbd.Expo
 	info.ReadOnly = d.ReadOnly()
 	dev := NewDevice(d)
 	dev.maps, dev.pins = b.c.Map, pinned(m, v)
+	context.AfterFunc(ctx, func() { dev.gone.Store(true) })
 	return dev, info, nil
 }
 

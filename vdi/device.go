@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sheepdog-go/sheepdog/cluster/client"
@@ -23,6 +24,8 @@ const closeTimeout = 10 * time.Second
 type Device struct {
 	d *client.Disk
 	b wire.Batch // of the connection's reader goroutine
+
+	gone atomic.Bool // the connection broke: a trim of a huge range must not keep the disk from whoever opens it next
 
 	maps func() *state.Map // for pins; nil: there are none
 	pins []pin             // the snapshots whose dirty bitmaps are offered
@@ -52,7 +55,7 @@ func (d *Device) Submit(r *nbd.Request) {
 	q := requests.Get().(*request)
 	q.r = r
 	op := &q.op
-	op.Off, op.Len, op.Data, op.Owner, op.FUA, op.Provision, op.Done = r.Offset, r.Length, nil, nil, r.FUA, false, done
+	op.Off, op.Len, op.Data, op.Owner, op.FUA, op.Provision, op.Gone, op.Done = r.Offset, r.Length, nil, nil, r.FUA, false, &d.gone, done
 	switch r.Op {
 	case nbd.OpRead:
 		op.Kind, op.Data = wire.KindRead, r.Data
@@ -111,6 +114,6 @@ func done(op *client.Op, b *wire.Batch) {
 
 func (q *request) free() {
 	q.r, q.disk, q.tell = nil, nil, q.tell[:0]
-	q.op.Data, q.op.Owner, q.op.Err = nil, nil, nil
+	q.op.Data, q.op.Owner, q.op.Gone, q.op.Err = nil, nil, nil, nil
 	requests.Put(q)
 }

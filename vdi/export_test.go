@@ -65,6 +65,7 @@ func TestExportsToStrangers(t *testing.T) {
 	c := startCluster(t, 3)
 	c.propose(&state.Command{CreateVDI: &state.CreateVDI{Name: "alpha", Size: 64<<20 + 512}})
 	c.propose(&state.Command{CreateVDI: &state.CreateVDI{Name: "thin", Size: 1 << 40}})
+	c.propose(&state.Command{CreateVDI: &state.CreateVDI{Name: "vast", Size: vastSize}})
 	gw, prog := c.gateway(0), c.gateway(1)
 	t.Cleanup(func() { gw.Close(); prog.Close() })
 	uri := serveExports(t, NewBackend(gw, BackendOptions{}))
@@ -115,7 +116,7 @@ func TestExportsToStrangers(t *testing.T) {
 				t.Errorf("%+v", e)
 			}
 		}
-		if got := strings.Join(names, " "); got != "alpha alpha:monday thin" {
+		if got := strings.Join(names, " "); got != "alpha alpha:monday thin vast" {
 			t.Errorf("exports: %s", got)
 		}
 	})
@@ -143,6 +144,22 @@ func TestExportsToStrangers(t *testing.T) {
 		}
 	})
 	t.Run("extended headers", func(t *testing.T) { extendedHeaders(t, other("thin")) })
+	t.Run("abandoned", func(t *testing.T) {
+		abandon(t, other("vast"))
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		for {
+			d, _, err := NewBackend(gw, BackendOptions{}).Open(ctx, "vast")
+			if err == nil {
+				d.Close()
+				return
+			}
+			if !errors.Is(err, syscall.EBUSY) || ctx.Err() != nil {
+				t.Fatalf("the disk of a client that left in the middle of a trim: %v", err)
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	})
 	t.Run("locked", func(t *testing.T) { // R14
 		ctx := context.Background()
 		mine, _, err := NewBackend(gw, BackendOptions{}).Open(ctx, "alpha")

@@ -69,27 +69,47 @@ func (x *extended) ask(cmd uint16, offset, length uint64) (kind uint16, payload 
 	return binary.BigEndian.Uint16(h[6:]), x.recv(binary.BigEndian.Uint64(h[24:]))
 }
 
-// extendedHeaders sends single requests of more than 4 GiB to a disk of 1 TiB.
-func extendedHeaders(t *testing.T, uri string) {
+// openExtended brings a client to an export, whose name has four letters.
+func openExtended(t *testing.T, uri, name string) *extended {
+	t.Helper()
 	_, path, _ := strings.Cut(uri, "socket=")
 	nc, err := net.Dial("unix", path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer nc.Close()
+	t.Cleanup(func() { nc.Close() })
 	nc.SetDeadline(time.Now().Add(time.Minute))
 	x := &extended{t, nc}
 	x.recv(18)
 	x.send(uint32(3))
 	x.option(11, "")
-	x.option(10, "\x00\x00\x00\x04thin\x00\x00\x00\x01\x00\x00\x00\x0fbase:allocation")
-	x.option(7, "\x00\x00\x00\x04thin\x00\x00")
+	x.option(10, "\x00\x00\x00\x04"+name+"\x00\x00\x00\x01\x00\x00\x00\x0fbase:allocation")
+	x.option(7, "\x00\x00\x00\x04"+name+"\x00\x00")
+	return x
+}
 
-	const (
-		trim, zeroes, status = 4, 6, 7
-		none, statusExt      = 0, 6
-		size                 = uint64(1) << 40
-	)
+const (
+	flush, trim, zeroes, status = 3, 4, 6, 7
+	none, statusExt             = 0, 6
+)
+
+// vastSize is more than can be trimmed while a test waits.
+const vastSize = 4 << 50
+
+// abandon begins a trim that takes hours, and leaves without a goodbye.
+func abandon(t *testing.T, uri string) {
+	x := openExtended(t, uri, "vast")
+	x.send(uint32(0x21e41c71), uint16(0), uint16(trim), uint64(6), uint64(0), uint64(vastSize))
+	if kind, data := x.ask(flush, 0, 0); kind != none {
+		t.Errorf("a flush beside a trim: %d %q", kind, data)
+	}
+	x.nc.Close()
+}
+
+// extendedHeaders sends single requests of more than 4 GiB to a disk of 1 TiB.
+func extendedHeaders(t *testing.T, uri string) {
+	const size = uint64(1) << 40
+	x := openExtended(t, uri, "thin")
 	for _, cmd := range []uint16{trim, zeroes} {
 		if kind, data := x.ask(cmd, 1<<30, 20<<30); kind != none {
 			t.Errorf("command %d of 20 GiB: %d %q", cmd, kind, data)

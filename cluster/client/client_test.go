@@ -112,6 +112,34 @@ func TestPiecesOfEverySizeComeBack(t *testing.T) {
 	})
 }
 
+// A request of many objects ends soon when nobody waits for it any more.
+func TestWhatNobodyWaitsForIsGivenUp(t *testing.T) {
+	each(t, 3, func(t *testing.T, f *fake, c *Client) {
+		const enough = 100
+		f.vdi("wide", 1<<50)
+		d := open(t, c, "wide")
+		var gone atomic.Bool
+		var begun atomic.Int32
+		f.setFault(func(_ state.NodeID, r *wire.Request) verdict {
+			if r.Kind == wire.KindExtents && begun.Add(1) == enough {
+				gone.Store(true)
+			}
+			return serve
+		})
+		if err := do(d, &Op{Kind: wire.KindExtents, Len: 1 << 50, Gone: &gone}); !errors.Is(err, context.Canceled) {
+			t.Errorf("given up with %v", err)
+		}
+		if n := begun.Load(); n > enough+pieceWindow {
+			t.Errorf("%d pieces of it began", n)
+		}
+		f.setFault(nil)
+		if err := write(d, 0, pattern(4096, 1)); err != nil {
+			t.Error(err)
+		}
+		closeAll(t, c, d)
+	})
+}
+
 func TestOutOfRangeIsRefused(t *testing.T) {
 	each(t, 3, func(t *testing.T, f *fake, c *Client) {
 		d := open(t, c, "alpha")

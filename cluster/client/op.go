@@ -1,6 +1,7 @@
 package client
 
 import (
+	"context"
 	"fmt"
 	"sync/atomic"
 	"syscall"
@@ -25,10 +26,12 @@ type Op struct {
 	FUA   bool // durable on every in-sync replica before it is done
 	// Provision has KindZero write zeros, so that the range has its space, instead of making a hole.
 	Provision bool
+	// Gone, if not nil, says when nobody waits for the outcome any more: pieces that have not begun then do not, and the Op ends as soon as the others have.
+	Gone *atomic.Bool
 
 	// Done is told the outcome, exactly once, without any lock held, in the goroutine that got the last answer. It may submit more to b, which its caller ends.
 	Done func(op *Op, b *wire.Batch)
-	// Err is the outcome; valid in Done. It wraps syscall.ENOSPC, EROFS, EINVAL or EIO.
+	// Err is the outcome; valid in Done. It wraps syscall.ENOSPC, EROFS, EINVAL or EIO, or context.Canceled after Gone.
 	Err error
 	// Extents is what KindExtents found, in order, valid in Done. Its memory is used again.
 	Extents []wire.Extent
@@ -113,6 +116,10 @@ func (op *Op) issue(b *wire.Batch) {
 		turns := op.kick.Load()
 		end := op.Off + op.Len
 		for op.next < end && op.left.Load() <= pieceWindow && op.failed.Load() == nil {
+			if op.Gone != nil && op.Gone.Load() {
+				op.fail(fmt.Errorf("%s %s at %d+%d: given up before %d, since nobody waits for it: %w", op.Kind, op.s.name, op.Off, op.Len, op.next, context.Canceled))
+				break
+			}
 			off := uint32(op.next % objectSize)
 			n := min(end-op.next, uint64(objectSize-off))
 			p := op.piece()
