@@ -75,6 +75,16 @@ func (a *Access) Allows(client, export string) bool {
 	return false
 }
 
+// named is a client that the list knows by name, "" if it is about anybody alone.
+func (a *Access) named() string {
+	for _, l := range a.lines {
+		if l.client != "*" {
+			return l.client
+		}
+	}
+	return ""
+}
+
 // authorize is nbd.Config.Authorize.
 func (a *Access) authorize(p nbd.Peer, export string) error {
 	if client := p.CommonName(); !a.Allows(client, export) {

@@ -57,10 +57,13 @@ func FromFlags(c *cli.Context, prefix string) (*Security, error) {
 			}
 		}
 	}
-	if file := c.String(prefix + "tls-access"); file != "" {
-		access, err := ReadAccess(file)
+	if c.IsSet(prefix + "tls-access") { // also where it is empty: whoever says it wants access to be limited
+		access, err := ReadAccess(c.String(prefix + "tls-access"))
 		if err != nil {
 			return nil, err
+		}
+		if name := access.named(); name != "" && !s.verify {
+			return nil, fmt.Errorf("%w --%stls-access: it names %s, and without --%[2]stls-verify nobody's certificate is asked for", ErrUsage, prefix, name)
 		}
 		s.access = access
 	}
