@@ -14,12 +14,18 @@ import (
 
 func TestListenUnix(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
-	l, err := ListenUnix(UnixSocket{Path: path, Mode: 0o660, GID: os.Getgid()})
+	uid, gid := os.Getuid(), os.Getgid()
+	if uid == 0 {
+		uid, gid = 12, 34
+	}
+	l, err := ListenUnix(UnixSocket{Path: path, Mode: 0o660, UID: uid, GID: gid})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o660 {
 		t.Errorf("mode %v, %v", st.Mode(), err)
+	} else if of := st.Sys().(*syscall.Stat_t); int(of.Uid) != uid || int(of.Gid) != gid {
+		t.Errorf("owner %d:%d, wanted %d:%d", of.Uid, of.Gid, uid, gid)
 	}
 	if _, err := ListenUnix(UnixSocket{Path: path}); !errors.Is(err, syscall.EADDRINUSE) || !strings.Contains(err.Error(), path) {
 		t.Errorf("a live socket: %v", err)

@@ -294,9 +294,21 @@ func TestPitfall24ClientCertificates(t *testing.T) {
 	if last.Load() != "alice" {
 		t.Errorf("the server knows her as %q", last.Load())
 	}
+	cfg.ClientAuth = tls.RequireAnyClientCert // any will do, and proves nothing
+	w := r.dial(t)
+	w.greet(fixed)
+	c := a.client()
+	c.Certificates = []tls.Certificate{mallory}
+	if err := w.upgrade(c); err != nil {
+		t.Fatal(err)
+	}
+	w.wants(w.option(optInfo, infoData("disk")), repErrPolicy)
+	if last.Load() != "" {
+		t.Errorf("the server takes a stranger's word that she is %q", last.Load())
+	}
 	bad := r.dial(t)
 	bad.greet(fixed)
-	c := a.client()
+	c = a.client()
 	c.ServerName = "elsewhere"
 	var he x509.HostnameError
 	if err := bad.upgrade(c); !errors.As(err, &he) {

@@ -45,7 +45,6 @@ func (b *Backend) List(context.Context) ([]nbd.ExportInfo, error) {
 		if err != nil {
 			return nil, err
 		}
-		info.Name = b.name()
 		return []nbd.ExportInfo{info}, nil
 	}
 	var list []nbd.ExportInfo
@@ -110,6 +109,9 @@ func (b *Backend) info(m *state.Map, target string) (nbd.ExportInfo, *state.VDI,
 		return nbd.ExportInfo{}, nil, fmt.Errorf("export %q: %w", target, err)
 	}
 	info := b.describe(v)
+	if b.o.Only != "" {
+		info.Name = b.name()
+	}
 	for _, p := range pinned(m, v) {
 		info.Contexts = append(info.Contexts, p.context)
 	}

@@ -160,6 +160,31 @@ func TestExportsToStrangers(t *testing.T) {
 			time.Sleep(10 * time.Millisecond)
 		}
 	})
+	t.Run("renamed", func(t *testing.T) {
+		ctx := context.Background()
+		b := NewBackend(gw, BackendOptions{Only: "alpha:monday", As: "copy"})
+		list, err := b.List(ctx)
+		if err != nil || len(list) != 1 || list[0].Name != "copy" {
+			t.Errorf("LIST: %v, %v", list, err)
+		}
+		for _, asked := range []string{"", "copy"} {
+			info, err := b.Info(ctx, asked)
+			if err != nil || info.Name != "copy" {
+				t.Errorf("INFO %q: %q, %v", asked, info.Name, err)
+			}
+			d, info, err := b.Open(ctx, asked)
+			if err != nil {
+				t.Fatal(err)
+			}
+			d.Close()
+			if info.Name != "copy" {
+				t.Errorf("GO %q: %q", asked, info.Name)
+			}
+		}
+		if _, err := b.Info(ctx, "alpha:monday"); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("by its own name: %v", err)
+		}
+	})
 	t.Run("locked", func(t *testing.T) { // R14
 		ctx := context.Background()
 		mine, _, err := NewBackend(gw, BackendOptions{}).Open(ctx, "alpha")
