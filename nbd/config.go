@@ -31,7 +31,7 @@ type Config struct {
 
 	HandshakeTimeout time.Duration // for all that a client has to send before transmission, TLS included; default 10 s
 	OpenTimeout      time.Duration // for Backend.Open; default 30 s
-	StallTimeout     time.Duration // a client that takes no reply, or stops in mid-request, for so long is cut off; default 2 min
+	StallTimeout     time.Duration // a client that takes no reply, or stops in mid-request (or sends less than 256 KiB of a long one), for so long is cut off; default 2 min
 	DrainTimeout     time.Duration // at Shutdown: how long a connection is still answered (with ESHUTDOWN); default 50 ms
 	// QuietDrain has a connection end at Shutdown when what is in flight is answered: a request that comes later gets no answer instead of ESHUTDOWN. For servers
 	// that come back, or have others beside them: QEMU and the kernel hand ESHUTDOWN on to the guest as an I/O error, a closed connection they replace.

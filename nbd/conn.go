@@ -40,6 +40,7 @@ type Conn struct {
 	pushing    bool   // something was submitted since the last Push
 	submitter  *submitter
 	stalled    bool // a deadline runs for the rest of a request
+	sinceStall int  // bytes that came since it was set
 	arrived    time.Time
 
 	drainedOnce bool // reader goroutine only: Shutdown's wake-up was seen

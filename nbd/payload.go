@@ -53,12 +53,15 @@ func withinRequest(err error) error {
 	return err
 }
 
+// stallBytes is what must come of a long request until its date, for a later one: who sends that slowly goes on, who trickles does not.
+const stallBytes = 256 << 10
+
 // stall gives a client that stopped in the middle of a request a last date; unstall lifts it.
 func (c *Conn) stall() {
-	if c.stalled || c.draining.Load() {
+	if c.stalled && c.sinceStall < stallBytes || c.draining.Load() {
 		return
 	}
-	c.stalled = true
+	c.stalled, c.sinceStall = true, 0
 	c.readUntil(time.Now().Add(c.srv.cfg.StallTimeout))
 }
 

@@ -3,6 +3,7 @@ package nbd
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"io/fs"
@@ -13,7 +14,10 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestPitfall29FlagsThatWereNotOffered(t *testing.T) {
@@ -650,6 +654,75 @@ func TestAClientThatStopsInMidRequestIsCutOff(t *testing.T) {
 	}
 }
 
+// A long request may take its time, as long as it comes on.
+func TestASlowClientIsNotCutOff(t *testing.T) {
+	for _, c := range []struct {
+		step int
+		cut  bool
+	}{{stallBytes, false}, {stallBytes / 8, true}} {
+		synctest.Test(t, func(t *testing.T) {
+			const stall, size = 2 * time.Minute, 4 << 20
+			b := NewMemBackend()
+			b.Add(ExportInfo{Name: "disk", Size: testSize})
+			s, err := NewServer(Config{StallTimeout: stall}, b)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ours, theirs := net.Pipe()
+			s.ServeConn(theirs)
+			w := &wire{t, ours}
+			w.greet(fixed)
+			w.wants(w.option(optGo, infoData("disk")), repAck)
+			w.send(request(cmdWrite, 0, 1, 0, size))
+			for at := 0; at < size && err == nil; at += c.step {
+				time.Sleep(stall * 3 / 4)
+				_, err = ours.Write(make([]byte, c.step))
+			}
+			if (err != nil) != c.cut {
+				t.Errorf("steps of %d bytes: %v", c.step, err)
+			}
+			if err == nil && w.simple(1) != 0 {
+				t.Error("the write failed")
+			}
+			ours.Close()
+			s.Close()
+		})
+	}
+}
+
+// A client that vanished without a word is found out by the kernel.
+func TestPitfall45VanishedPeersAreNoticed(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	nc, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	tune(nc, 1<<20, 2*time.Minute)
+	rc, err := nc.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	rc.Control(func(fd uintptr) {
+		for _, o := range []struct {
+			what               string
+			level, option, max int
+		}{
+			{"keepalive", unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1}, {"its seconds of idleness", unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 60},
+			{"its seconds between probes", unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 15}, {"its probes", unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 4},
+			{"milliseconds for unacknowledged data", unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 120000}, {"no delay", unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
+		} {
+			if v, err := unix.GetsockoptInt(int(fd), o.level, o.option); err != nil || v < 1 || v > o.max {
+				t.Errorf("%s: %d, %v", o.what, v, err)
+			}
+		}
+	})
+}
+
 func TestPitfall45SessionsComeBack(t *testing.T) {
 	r, _ := memRig(t, func(c *Config) { c.MaxSessions = 1 })
 	for range 5 {
@@ -715,10 +788,30 @@ func TestDiscFinishesWhatIsInFlight(t *testing.T) {
 }
 
 func TestShutdownDrains(t *testing.T) {
+	a := newAuthority(t)
+	secure := func(c *Config) {
+		c.TLSMode, c.TLS = TLSRequired, &tls.Config{Certificates: []tls.Certificate{a.issue("server", "localhost")}}
+	}
+	t.Run("plain", func(t *testing.T) { shutdownDrains(t, func(*Config) {}, nil) })
+	t.Run("TLS", func(t *testing.T) { shutdownDrains(t, secure, a.client()) })
+}
+
+func shutdownDrains(t *testing.T, change func(*Config), client *tls.Config) {
 	p := &parked{}
 	b := &fakeBackend{info: allCan(1 << 20), submit: p.submit}
-	r := newRig(t, b, func(c *Config) { c.DrainTimeout = 200 * time.Millisecond })
-	idle, busy := r.ready(t, "x", simpleReplies), r.ready(t, "x", simpleReplies)
+	r := newRig(t, b, change, func(c *Config) { c.DrainTimeout = 200 * time.Millisecond })
+	ready := func() *wire {
+		w := r.dial(t)
+		w.greet(fixed)
+		if client != nil {
+			if err := w.upgrade(client); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.wants(w.option(optGo, infoData("x")), repAck)
+		return w
+	}
+	idle, busy := ready(), ready()
 	busy.send(request(cmdFlush, 0, 1, 0, 0))
 	within(t, "the request", func() bool { return p.count() == 1 })
 	done := make(chan error, 1)

@@ -65,6 +65,7 @@ func (c *Conn) readMore() error {
 	if c.srv.cfg.Observe != nil {
 		c.arrived = time.Now()
 	}
+	c.sinceStall += n
 	k := c.in.filled(n)
 	if c.in.dst != nil {
 		c.in.dst = c.in.dst[k:]
