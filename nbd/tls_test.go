@@ -129,6 +129,19 @@ func TestPitfall20StartTLSForgetsEverything(t *testing.T) {
 	if code := w.ask(cmdBlockStatus, 0, 0, 4096); code != codeEINVAL {
 		t.Errorf("block status: %d", code)
 	}
+	w = r.dial(t) // what is negotiated again does not bring back what went with it
+	w.greet(fixed)
+	w.wants(w.option(optStructuredReply, nil), repAck)
+	w.wants(w.option(optSetMetaContext, metaData("disk", BaseAllocation)), repAck)
+	if err := w.upgrade(a.client()); err != nil {
+		t.Fatal(err)
+	}
+	w.wants(w.option(optStructuredReply, nil), repAck)
+	w.wants(w.option(optGo, infoData("disk")), repAck)
+	w.send(request(cmdBlockStatus, 0, 1, 0, 4096))
+	if c := w.chunk(); c.code() != codeEINVAL {
+		t.Errorf("block status by a context that was selected in the clear: %+v", c)
+	}
 }
 
 func TestPitfall21BytesInTheClearBehindStartTLS(t *testing.T) {
