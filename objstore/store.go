@@ -423,14 +423,24 @@ func (s *Store) Groups() []GroupID {
 	s.groupsMu.RUnlock()
 	var ids []GroupID
 	for _, g := range list {
-		g.mu.Lock()
-		if !g.last.IsZero() || g.syncing || len(g.objects) > 0 {
+		if g.holds() {
 			ids = append(ids, g.id)
 		}
-		g.mu.Unlock()
 	}
 	slices.Sort(ids)
 	return ids
+}
+
+// Holds says whether Groups would list a group.
+func (s *Store) Holds(id GroupID) bool {
+	g := s.groupIfAny(id)
+	return g != nil && g.holds()
+}
+
+func (g *Group) holds() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return !g.last.IsZero() || g.syncing || len(g.objects) > 0
 }
 
 // droppedGroup is a group that goes: by the record at, and then by the first

@@ -26,7 +26,7 @@ type Net struct {
 	cut       map[[2]string]bool // from, to
 	paused    map[string]bool
 	latency   func(from, to string) time.Duration
-	wake      *sync.Cond // cuts or listeners changed
+	wake      *sync.Cond // what is cut or paused changed
 }
 
 // New makes a network.
@@ -98,6 +98,7 @@ func (n *Net) Kill(host string) {
 	for addr, l := range n.listeners {
 		if hostOf(addr) == host {
 			l.closed = true
+			l.wake.Broadcast()
 			delete(n.listeners, addr)
 		}
 	}
@@ -112,6 +113,9 @@ func (n *Net) Kill(host string) {
 // changed wakes everybody: what is cut or who is there is different. mu is held.
 func (n *Net) changed() {
 	n.wake.Broadcast()
+	for _, l := range n.listeners {
+		l.wake.Broadcast()
+	}
 	for c := range n.conns {
 		c.wake.Broadcast()
 	}
@@ -138,7 +142,7 @@ func (h *Host) Listen(addr string) (net.Listener, error) {
 	if h.n.listeners[addr] != nil {
 		return nil, fmt.Errorf("listen on %s: %w", addr, syscall.EADDRINUSE)
 	}
-	l := &listener{n: h.n, addr: addr}
+	l := &listener{n: h.n, addr: addr, wake: sync.NewCond(&h.n.mu)}
 	h.n.listeners[addr] = l
 	return l, nil
 }
@@ -169,7 +173,7 @@ func (h *Host) Dial(addr string, timeout time.Duration) (net.Conn, error) {
 	a.wake, b.wake = sync.NewCond(&n.mu), sync.NewCond(&n.mu)
 	n.conns[a], n.conns[b] = struct{}{}, struct{}{}
 	l.queue = append(l.queue, b)
-	n.wake.Broadcast()
+	l.wake.Broadcast()
 	return a, nil
 }
 
@@ -194,6 +198,7 @@ func (n *Net) waitUntil(wake *sync.Cond, t time.Time) bool {
 type listener struct {
 	n      *Net
 	addr   string
+	wake   *sync.Cond // its own: of hundreds of hosts only one is dialled
 	queue  []*conn
 	closed bool
 }
@@ -205,7 +210,7 @@ func (l *listener) Accept() (net.Conn, error) {
 		if l.closed {
 			return nil, net.ErrClosed
 		}
-		l.n.wake.Wait()
+		l.wake.Wait()
 	}
 	c := l.queue[0]
 	l.queue = l.queue[1:]
@@ -220,7 +225,7 @@ func (l *listener) Close() error {
 		if l.n.listeners[l.addr] == l {
 			delete(l.n.listeners, l.addr)
 		}
-		l.n.wake.Broadcast()
+		l.wake.Broadcast()
 	}
 	return nil
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/sheepdog-go/sheepdog/cluster/consensus"
 	"github.com/sheepdog-go/sheepdog/cluster/state"
 	"github.com/sheepdog-go/sheepdog/objstore"
+	"github.com/sheepdog-go/sheepdog/objstore/vfs/simfs"
 )
 
 // fleetNodes is how large TestFleet makes its cluster: 300 takes minutes.
@@ -31,6 +32,7 @@ func TestFleet(t *testing.T) {
 	sim(t, func(t *testing.T) {
 		all := *fleetNodes
 		began := time.Now()
+		disks := map[string]*simfs.FS{} // in memory: true syncs of hundreds of nodes on one disk would be what it measures
 		w := newWorldOf(t, 0, func(h string, cfg *Config) {
 			i, _ := strconv.Atoi(h[1:])
 			cfg.Zone = fmt.Sprintf("rack%d", i%20)
@@ -38,12 +40,14 @@ func TestFleet(t *testing.T) {
 				cfg.Logger = slog.New(slog.DiscardHandler)
 			}
 			cfg.VNodes = 48 + i%5*8
-			cfg.Store = objstore.Config{SegmentBytes: 256 << 10, JournalBytesMax: 1 << 20, ReserveBytes: 64 << 10, TableCacheBytes: 64 << 10}
+			cfg.Dirs = []string{"/d"}
+			cfg.Store = objstore.Config{FS: disks[h], SegmentBytes: 256 << 10, JournalBytesMax: 1 << 20, ReserveBytes: 64 << 10, TableCacheBytes: 64 << 10}
 		})
 		defer w.end()
 		start := func(n int) {
 			for range n {
 				h := fmt.Sprintf("n%d", len(w.hosts)+1)
+				disks[h] = simfs.New(uint64(len(w.hosts)))
 				w.hosts = append(w.hosts, h)
 				w.raft[h] = consensus.NewMemory()
 				w.run(h)

@@ -201,8 +201,9 @@ func (w *world) formatted(copies int) *world {
 }
 
 func (w *world) allServe(hosts ...string) bool {
+	m := w.newest()
 	for _, h := range hosts {
-		if n := w.nodes[h]; n == nil || !n.Leased() || !w.newest().InService(n.Self()) {
+		if n := w.nodes[h]; n == nil || !n.Leased() || !m.InService(n.Self()) {
 			return false
 		}
 	}

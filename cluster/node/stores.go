@@ -434,7 +434,7 @@ func (s *stores) home(id state.GroupID) *objstore.Store {
 	if h, ok := s.homes.Load(id); ok {
 		st := h.(*objstore.Store)
 		i := slices.IndexFunc(disks, func(d *disk) bool { return d.store == st })
-		if i >= 0 && (disks[i].usable() || disks[i].State == DiskRemoving && st.Err() == nil && slices.Contains(st.Groups(), objstore.GroupID(id))) {
+		if i >= 0 && (disks[i].usable() || disks[i].State == DiskRemoving && st.Err() == nil && st.Holds(objstore.GroupID(id))) {
 			return st
 		}
 	}

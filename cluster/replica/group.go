@@ -257,7 +257,7 @@ func (g *group) stepDown(b *wire.Batch) {
 // resync of us finds the copy gone as a whole.
 func (g *group) giveUp(sg *state.Group) {
 	if g.st == nil {
-		if store := g.e.cfg.Store(g.id); store == nil || !hasGroup(store, objstore.GroupID(g.id)) {
+		if store := g.e.cfg.Store(g.id); store == nil || !store.Holds(objstore.GroupID(g.id)) {
 			return
 		}
 	}
@@ -276,15 +276,6 @@ func (g *group) drop() {
 		g.e.log.Error("drop a copy", "group", g.id, "error", err)
 	}
 	g.forget()
-}
-
-func hasGroup(s *objstore.Store, id objstore.GroupID) bool {
-	for _, x := range s.Groups() {
-		if x == id {
-			return true
-		}
-	}
-	return false
 }
 
 // dropTail forgets entries that somebody else answers for now. mu is held.

@@ -45,7 +45,7 @@ var (
 	simSeed   = flag.Uint64("sim.seed", 0, "run this seed only")
 	simRepeat = flag.Int("sim.repeat", 1, "so many times")
 	simSeeds  = flag.Int("sim.seeds", 4, "how many seeds")
-	simFirst  = flag.Uint64("sim.first", 0, "first seed; 0: from the clock")
+	simFirst  = flag.Uint64("sim.first", 0, "first seed; 0: from the clock, so that every run has new ones")
 	simFaults = flag.Int("sim.faults", 10, "faults in one run")
 	simLong   = flag.Int("sim.long", 0, "faults in the life of one cluster, after which its memory is as before; 0: not")
 	simShared = flag.Bool("sim.shared", true, "one of the volumes is shared by two clients")
@@ -58,6 +58,8 @@ func TestSimulation(t *testing.T) {
 	}
 	if *simSeed != 0 {
 		first, n = *simSeed, *simRepeat
+	} else { // at once, not with the test's log: a run that comes to no end shall have said it
+		fmt.Printf("seeds %d to %d: go test ./cluster/simulation -run 'TestSimulation$' -sim.first %d -sim.seeds %d\n", first, first+uint64(n)-1, first, n)
 	}
 	for i := range n {
 		seed := first
@@ -66,12 +68,14 @@ func TestSimulation(t *testing.T) {
 		}
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			t.Parallel()
+			ended := false
 			defer func() {
-				if t.Failed() {
-					t.Logf("replay with -sim.seed=%d, and -sim.repeat=20 if it passes then: go test ./cluster/simulation -sim.seed=%d", seed, seed)
+				if t.Failed() || !ended {
+					t.Logf("replay with -sim.seed=%d, and -sim.repeat=20 if it passes then: go test ./cluster/simulation -run 'TestSimulation$' -sim.seed=%d", seed, seed)
 				}
 			}()
 			simulate(t, seed)
+			ended = true
 		})
 	}
 }
