@@ -68,11 +68,12 @@ type Config struct {
 type Memory struct {
 	Store *raft.InmemStore
 	Snaps raft.SnapshotStore
+	Maps  *SharedMaps // nil: this node makes all maps itself
 }
 
 // NewMemory makes an empty one.
 func NewMemory() *Memory {
-	return &Memory{raft.NewInmemStore(), raft.NewInmemSnapshotStore()}
+	return &Memory{Store: raft.NewInmemStore(), Snaps: raft.NewInmemSnapshotStore()}
 }
 
 // Consensus is this node's part in the agreement.
@@ -106,7 +107,11 @@ func Open(cfg Config) (*Consensus, error) { return open(cfg, nil) }
 
 // open starts raft; logs, if given, takes the place of the log store.
 func open(cfg Config, own raft.LogStore) (*Consensus, error) {
-	c := &Consensus{cfg: cfg, log: cfg.Logger, fsm: newFSM(), proposing: newTurn(), changing: newTurn(), leaderChanged: make(chan struct{}), closing: make(chan struct{})}
+	var shared *SharedMaps
+	if cfg.Memory != nil {
+		shared = cfg.Memory.Maps
+	}
+	c := &Consensus{cfg: cfg, log: cfg.Logger, fsm: newFSMOf(shared), proposing: newTurn(), changing: newTurn(), leaderChanged: make(chan struct{}), closing: make(chan struct{})}
 	c.nudger = nudger{c: c, peers: map[raft.ServerID]uint64{}}
 	c.fsm.applied = c.nudger.applied
 	logs, stable, snaps, err := c.openStore()

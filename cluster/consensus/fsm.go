@@ -34,6 +34,7 @@ type Command struct {
 type fsm struct {
 	cur     atomic.Pointer[state.Map]
 	applied func(index, term uint64) // told of every command; must not block
+	shared  *SharedMaps              // nil: this node makes all maps itself
 
 	mu    sync.Mutex // guards what follows
 	hist  []Command
@@ -49,9 +50,15 @@ type Subscription struct {
 	f *fsm
 }
 
-func newFSM() *fsm {
-	f := &fsm{subs: map[*Subscription]struct{}{}, applied: func(uint64, uint64) {}}
-	f.cur.Store(state.New())
+func newFSM() *fsm { return newFSMOf(nil) }
+
+func newFSMOf(shared *SharedMaps) *fsm {
+	f := &fsm{subs: map[*Subscription]struct{}{}, applied: func(uint64, uint64) {}, shared: shared}
+	first := state.New()
+	if shared != nil {
+		first = shared.first
+	}
+	f.cur.Store(first)
 	return f
 }
 
@@ -72,19 +79,31 @@ func (f *fsm) Apply(l *raft.Log) any {
 	if len(l.Data) < entryHead || binary.BigEndian.Uint64(l.Data) != l.Term {
 		return errTermMoved
 	}
-	cmd, err := state.DecodeCommand(l.Data[entryHead:])
-	if err != nil {
-		// The same on every node: it is in the log, and means nothing.
-		return fmt.Errorf("raft entry %d: %w", l.Index, err)
+	m, step := f.cur.Load(), step
+	if f.shared != nil {
+		step = f.shared.step
 	}
-	m := f.cur.Load()
-	next, res := m.Apply(l.Index, cmd)
+	next, res, err := step(m, l.Index, l.Data[entryHead:])
+	if err != nil {
+		return err
+	}
 	if next == m {
 		return res
 	}
 	f.publish(next, Command{Index: l.Index, Encoded: l.Data[entryHead:]})
 	f.applied(l.Index, l.Term)
 	return res
+}
+
+// step is what a command makes of a map.
+func step(m *state.Map, index uint64, encoded []byte) (*state.Map, state.Result, error) {
+	cmd, err := state.DecodeCommand(encoded)
+	if err != nil {
+		// The same on every node: it is in the log, and means nothing.
+		return m, state.Result{}, fmt.Errorf("raft entry %d: %w", index, err)
+	}
+	next, res := m.Apply(index, cmd)
+	return next, res, nil
 }
 
 // publish makes m the current map and wakes those who follow.
@@ -162,6 +181,9 @@ func (f *fsm) Restore(rc io.ReadCloser) error {
 	m, err := state.DecodeMap(b)
 	if err != nil {
 		return fmt.Errorf("raft snapshot of %d bytes: %w", len(b), err)
+	}
+	if f.shared != nil {
+		m = f.shared.same(m, b)
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -32,6 +32,7 @@ func TestFleet(t *testing.T) {
 	sim(t, func(t *testing.T) {
 		all := *fleetNodes
 		began := time.Now()
+		maps := consensus.NewSharedMaps()
 		disks := map[string]*simfs.FS{} // in memory: true syncs of hundreds of nodes on one disk would be what it measures
 		w := newWorldOf(t, 0, func(h string, cfg *Config) {
 			i, _ := strconv.Atoi(h[1:])
@@ -50,6 +51,9 @@ func TestFleet(t *testing.T) {
 				disks[h] = simfs.New(uint64(len(w.hosts)))
 				w.hosts = append(w.hosts, h)
 				w.raft[h] = consensus.NewMemory()
+				if len(w.hosts) > 4 { // the first make every map themselves, so that agreement means something
+					w.raft[h].Maps = maps
+				}
 				w.run(h)
 			}
 		}
