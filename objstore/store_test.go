@@ -324,13 +324,16 @@ func TestDropGroup(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		if !s.Holds(1) || s.Holds(2) {
+			t.Fatal("what the store holds is another group")
+		}
 		if err := s.DropGroup(1); err != nil {
 			t.Fatal(err)
 		}
 		if round == 2 {
 			abandonStore(s)
 			s = reopen(t, cfg)
-			if len(s.Groups()) != 0 {
+			if len(s.Groups()) != 0 || s.Holds(1) {
 				t.Fatal("group is back")
 			}
 		}
