@@ -98,15 +98,18 @@ finish() {
   [ $status = PASS ]; exit
 }
 
-# stop_started: everything that was started and its descendants, newest first; what is stopped (SIGSTOP) goes on first.
+# stop_started: everything that was started and its descendants, newest first; what is stopped (SIGSTOP) goes on first. Nodes and sheep-nbd are killed: what they would
+# make durable is removed a moment later (that they end well when told is shown where a story says so).
 stop_started() {
-  local i pid when all=() c
+  local i pid when all=() c ours=()
   for ((i = ${#started[@]} - 1; i >= 0; i--)); do
     read -r pid when <<<"${started[i]}"
     [ -n "$when" ] && [ "$(born "$pid")" = "$when" ] || continue
     all+=("$pid"); for c in $(children "$pid"); do all+=("$c"); done
   done
   [ ${#all[@]} = 0 ] && return
+  for pid in "${all[@]}"; do case $(cat "/proc/$pid/comm" 2>/dev/null) in sheep|sheep-nbd) ours+=("$pid") ;; esac; done
+  [ ${#ours[@]} = 0 ] || kill -9 "${ours[@]}" 2>/dev/null
   kill -CONT "${all[@]}" 2>/dev/null; kill "${all[@]}" 2>/dev/null
   for pid in "${all[@]}"; do stop "$pid" 8; done
 }

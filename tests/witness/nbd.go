@@ -358,29 +358,54 @@ func (c *nbdClient) redial(lost *nbdConn, why error) error {
 	}
 }
 
-// check reads every block of the ledger.
+// check reads every block of the ledger, sixteen at once.
 func (c *nbdClient) check() error {
-	checked, bad := 0, 0
-	picture := map[uint64]uint32{}
-	for block := range c.blocks {
-		if c.ledger.issued[block] == 0 {
-			continue
-		}
-		checked++
-		if err := c.readBlock(block); errors.Is(err, errLost) {
-			return err
-		} else if err != nil {
-			if bad++; bad <= 5 {
-				fmt.Println("BAD", err)
+	var (
+		next         atomic.Uint64
+		mu           sync.Mutex // guards what is below
+		checked, bad int
+		lost         error
+		readers      sync.WaitGroup
+	)
+	for range 16 {
+		readers.Go(func() {
+			for block := next.Add(1) - 1; block < c.blocks; block = next.Add(1) - 1 {
+				if c.ledger.issued[block] == 0 {
+					continue
+				}
+				err := c.readBlock(block)
+				mu.Lock()
+				checked++
+				if errors.Is(err, errLost) {
+					lost = err
+				} else if err != nil {
+					if bad++; bad <= 5 {
+						fmt.Println("BAD", err)
+					}
+				}
+				stop := lost != nil
+				mu.Unlock()
+				if stop {
+					return
+				}
 			}
-		}
-		picture[block] = c.ledger.seen[block]
+		})
+	}
+	readers.Wait()
+	if lost != nil {
+		return lost
 	}
 	fmt.Printf("NBD-CHECKED blocks=%d bad=%d strict=%v\n", checked, bad, c.o.strict)
 	if bad > 0 {
 		return fmt.Errorf("%d of %d blocks are not what they must be", bad, checked)
 	}
 	if c.o.log != "" {
+		picture := map[uint64]uint32{}
+		for block, sent := range c.ledger.issued[:c.blocks] {
+			if sent > 0 {
+				picture[uint64(block)] = c.ledger.seen[block]
+			}
+		}
 		return checkOrder(c.o.log, picture)
 	}
 	return nil

@@ -23,7 +23,7 @@ mount -o discard /dev/nbd0 /mnt || fail mount
 /sheep-nbd -d /dev/nbd0 && fail "detached although mounted"
 passes() { cat /tmp/passes 2>/dev/null || echo 0; }
 (n=0; while [ ! -e /tmp/stop ]; do
-  fio --name=v --directory=/mnt --rw=randwrite --bs=4k-64k --size=8M --direct=1 --ioengine=io_uring --iodepth=8 --fsync=32 --verify=crc32c --verify_fatal=1 \
+  fio --name=v --directory=/mnt --rw=randwrite --bs=4k-64k --size=4M --direct=1 --ioengine=io_uring --iodepth=8 --fsync=32 --verify=crc32c --verify_fatal=1 \
     --randseed=$n --minimal >/tmp/fio.out 2>&1 || { echo "fio pass $n"; cat /tmp/fio.out; echo failed >/tmp/passes; exit 1; }
   n=$((n+1)); echo $n >/tmp/passes
 done) & fio=$!
