@@ -10,13 +10,14 @@ import (
 	"testing"
 )
 
-// TestFailuresAreShown: tests/FAILURES.md has a line for each of the sixty failures, and every test, story and script that it names exists.
+// TestFailuresAreShown: tests/FAILURES.md has a line for each of the sixty failures, and every test, story, script and kind of scripts/soak that it names exists.
 func TestFailuresAreShown(t *testing.T) {
 	b, err := os.ReadFile("tests/FAILURES.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	have := testNames(t)
+	have, kinds := testNames(t), soakKinds(t)
+	soak := regexp.MustCompile("`scripts/soak` \\((\\w+)\\)")
 	row := regexp.MustCompile(`^\| (\d+) \| .+ \| .+ \| (.+) \|$`)
 	name := regexp.MustCompile("`([^`]+)`")
 	next := 1
@@ -43,9 +44,39 @@ func TestFailuresAreShown(t *testing.T) {
 			}
 		}
 	}
+	named := map[string]bool{}
+	for _, m := range soak.FindAllStringSubmatch(string(b), -1) {
+		if named[m[1]] = true; !kinds[m[1]] {
+			t.Errorf("scripts/soak has no fault %s", m[1])
+		}
+	}
+	for kind := range kinds {
+		if !named[kind] {
+			t.Errorf("no failure names the soak's %s", kind)
+		}
+	}
 	if next != 61 {
 		t.Errorf("the last failure is %d", next-1)
 	}
+}
+
+// soakKinds are the faults that scripts/soak draws from.
+func soakKinds(t *testing.T) map[string]bool {
+	b, err := os.ReadFile("scripts/soak")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := regexp.MustCompile(`(?m)^kinds=\(([a-z ]+)\)$`).FindSubmatch(b)
+	if m == nil {
+		t.Fatal("scripts/soak has no line of kinds")
+	}
+	kinds := map[string]bool{}
+	for kind := range strings.FieldsSeq(string(m[1])) {
+		if kinds[kind] = true; !regexp.MustCompile(`(?m)^ +([a-z]+\|)*` + kind + `(\|[a-z]+)*\) `).Match(b) {
+			t.Errorf("scripts/soak draws %s and does not know it", kind)
+		}
+	}
+	return kinds
 }
 
 // testNames are all tests and fuzz tests of the module.

@@ -89,7 +89,7 @@ finish() {
   trap - EXIT INT TERM
   [ "$rc" = 0 ] || [ $story_failed -gt 0 ] || result FAIL "ran to its end" 0
   [ $story_failed = 0 ] || { status=FAIL; tell_logs; }
-  stop_started
+  stop_started 2>/dev/null # the shell would tell of each that was killed
   net_down
   declare -F story_cleanup >/dev/null && story_cleanup
   if [ -n "${KEEP:-}" ]; then echo "    kept: $W"; else rm -rf "$W"; fi
