@@ -92,7 +92,7 @@ finish() {
   stop_started 2>/dev/null # the shell would tell of each that was killed
   net_down
   declare -F story_cleanup >/dev/null && story_cleanup
-  if [ -n "${KEEP:-}" ]; then echo "    kept: $W"; else rm -rf "$W"; fi
+  if [ -n "${KEEP:-}" ]; then echo "    kept: $W"; else rm -rf "$W" >/dev/null 2>&1 & fi # gigabytes: nobody has to wait for that
   took=$(($(now_ms) - story_start))
   [ -z "$story_told" ] || printf -- '--- %s: stories/%s (%d.%02ds)\n' $status "$story_name" $((took / 1000)) $((took % 1000 / 10))
   [ $status = PASS ]; exit

@@ -9,12 +9,12 @@ mkdir -p "$RIG"
 
 die() { echo "$(basename "$0"): $*" >&2; exit 1; }
 
-# wait_until SECONDS COMMAND...: runs COMMAND until it succeeds; fails after SECONDS.
+# wait_until SECONDS COMMAND...: runs COMMAND until it succeeds, less often after a while, since asking costs too; fails after SECONDS.
 wait_until() {
-  local deadline=$(( $(now_ms) + $1 * 1000 )); shift
+  local deadline=$(( $(now_ms) + $1 * 1000 )) tries=0; shift
   until "$@" >/dev/null 2>&1; do
     [ "$(now_ms)" -lt "$deadline" ] || return 1
-    sleep 0.05
+    if [ $((tries += 1)) -lt 30 ]; then sleep 0.05; else sleep 0.2; fi
   done
 }
 
