@@ -58,8 +58,14 @@ func (e *Engine) compareGroup(g *group) {
 	for _, key := range keys {
 		c.p.Findings, c.p.Bytes = nil, 0
 		same, err := c.quick(key, members, term)
-		if err == nil && !same {
-			err = c.object(e.ctx, key, members, term)
+		for try := 1; err == nil && !same; try++ {
+			c.p.Findings = nil
+			if err = c.object(e.ctx, key, members, term); len(c.p.Findings) == 0 || try == differTries {
+				break
+			}
+			if !e.rest(checkPause) {
+				return
+			}
 		}
 		if err != nil {
 			return // the group moved on; the next round has it

@@ -166,3 +166,29 @@ func TestRule14TablesAreComparedAcrossReplicas(t *testing.T) {
 		c.wait("the difference is found", 2*time.Minute, func() bool { return primary.e.Stats.Differ.Load() > 0 })
 	})
 }
+
+// What a replica answers that left the set, and was not told yet, is old: it is no difference between replicas.
+func TestRule14WhoLeftTheSetIsNotCompared(t *testing.T) {
+	scrubbed(t, func(t *testing.T, c *cluster, tc *testClient, primary *testNode, others []*testNode, want []byte) {
+		g := primary.e.group(c.a.cur().Groups[0].ID)
+		g.mu.Lock()
+		members, term := g.inSyncMembers(), g.term
+		before := check{e: g.e, g: g, p: &CheckProgress{}, st: g.st, store: g.store, granted: g.granted}
+		g.mu.Unlock()
+		c.a.mu.Lock()
+		c.a.nodes = []*testNode{primary, others[1]} // others[0] hears of no map any more
+		c.a.mu.Unlock()
+		others[0].exited()
+		if _, s := tc.do(t.Context(), wire.KindWrite, 0, 0, 0, objstore.BlockSize, make([]byte, objstore.BlockSize)); s != wire.StatusOK {
+			t.Fatal(s)
+		}
+		key := objstore.MakeKey(objstore.Vid(c.a.cur().VDIs[0].Root), 0)
+		for _, tables := range []bool{true, false} {
+			chk := before
+			chk.tables = tables
+			if err := chk.object(t.Context(), key, members, term); err == nil || len(chk.p.Findings) > 0 {
+				t.Errorf("tables %v: %v, %q", tables, err, chk.p.Findings)
+			}
+		}
+	})
+}

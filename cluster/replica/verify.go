@@ -171,6 +171,9 @@ func (c *check) object(ctx context.Context, key objstore.Key, members []*member,
 		c.note(key, m.Node, int(binary.LittleEndian.Uint32(a.meta)))
 		c.count(mine)
 		if !bytes.Equal(a.meta[4:], want) {
+			if err := c.same(term); err != nil {
+				return err
+			}
 			c.differ = true
 			c.p.Findings = append(c.p.Findings, fmt.Sprintf("object %v (group %d): node %d and node %d differ", key, g.id, c.e.self().Node, m.Node))
 		}
@@ -190,9 +193,22 @@ func (c *check) objectTables(ctx context.Context, key objstore.Key, members []*m
 			return err
 		}
 		if !bytes.Equal(theirs, unitBytes(mine)) {
+			if err := c.same(term); err != nil {
+				return err
+			}
 			c.differ = true
 			c.p.Findings = append(c.p.Findings, fmt.Sprintf("object %v (group %d): node %d and node %d differ", key, c.g.id, c.e.self().Node, m.Node))
 		}
+	}
+	return nil
+}
+
+// same says whether the group is what it was when its members were listed. One that left the set since may not know, and answers with what it had then.
+func (c *check) same(term uint64) error {
+	c.g.mu.Lock()
+	defer c.g.mu.Unlock()
+	if c.g.role != serving || c.g.term != term {
+		return errors.New("its set changed meanwhile")
 	}
 	return nil
 }
