@@ -65,6 +65,7 @@ var pitfalls = []string{
 // failovers are what may go wrong when a connection dies and the client comes back, perhaps elsewhere.
 var failovers = map[string]string{
 	"TestB4NothingStartsAfterTheConnectionDied":          "a write of a dead connection starts after it was sent again on another one",
+	"TestB4NothingStartsAfterTheConnectionDiedInSubmit":  "the same, of a write that was read along with one that the device is slow to take",
 	"TestB4NothingHandedOffStartsAfterTheConnectionDied": "the same, of a write that waits behind another large one",
 	"TestB4StaleRetriedWrite":                            "a write of a dead gateway lands on top of a newer one",
 	"TestB4RetryOfWhatWasPartlyDone":                     "a retry does not cover what was partly done",

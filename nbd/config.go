@@ -42,8 +42,8 @@ type Config struct {
 	MaxOptions   int   // options in one handshake; default 128
 	MaxRequests  int   // requests in flight on one connection; default 1024
 	MaxPayload   int   // bytes of one read or write; a power of two from 32 MiB to 64 MiB; default 64 MiB
-	MaxConnBytes int64 // payload bytes in flight on one connection; default 64 MiB; one request always fits
-	MaxBytes     int64 // payload bytes in flight in all; default 1 GiB; each connection may have one small request beyond it. The less of it is free, the less one may have
+	MaxConnBytes int64 // bytes of payloads, and of answers to BLOCK_STATUS, in flight on one connection; default 64 MiB; one request always fits
+	MaxBytes     int64 // such bytes in flight in all; default 1 GiB; each connection may have one small request beyond it. The less of it is free, the less one may have
 	ReadBuffer   int   // bytes that one read(2) takes, at most; default 128 KiB; held only while there is something in it
 	SocketBuffer int   // bytes asked for in the kernel, each way; default 1 MiB; -1 leaves what the system has
 

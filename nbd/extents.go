@@ -15,6 +15,18 @@ type extentList struct {
 
 func (l *extentList) reset() { *l = extentList{list: l.list[:0]} }
 
+// extentCost is the memory behind one extent: in its list, and encoded.
+const extentCost = 16 + 16
+
+// statusCost is the most memory that the answer to an OpBlockStatus takes.
+func (r *Request) statusCost() int64 {
+	most := min(r.Length, extentsMax)
+	if r.flags&cmdFlagReqOne != 0 {
+		most = 1
+	}
+	return int64(len(r.contexts)) * int64(most) * extentCost
+}
+
 // Contexts says how many metadata contexts an OpBlockStatus asks about; Context names one.
 func (r *Request) Contexts() int        { return len(r.contexts) }
 func (r *Request) Context(i int) string { return r.contexts[i].name }

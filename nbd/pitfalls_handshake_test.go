@@ -362,12 +362,25 @@ func TestPitfall16AbortIsAcknowledged(t *testing.T) {
 		w.greet(fixed)
 		w.wants(w.option(optAbort, data), repAck)
 		w.closed()
+		w.nc.Close()
 	}
-	w := r.dial(t)
-	w.greet(fixed)
-	w.send(option(optAbort, nil), "more that nobody reads")
-	w.wants(w.replies(optAbort), repAck)
-	w.closed()
+	for network, address := range map[string]string{"unix": r.sock, "tcp": r.tcp} {
+		nc, err := net.Dial(network, address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer nc.Close()
+		nc.SetDeadline(time.Now().Add(wireTimeout))
+		w := &wire{t, nc}
+		w.greet(fixed)
+		w.send(option(optAbort, nil), make([]byte, 20<<10)) // more than anybody reads along
+		w.nc.(interface{ CloseWrite() error }).CloseWrite()
+		within(t, "the server to have closed", func() bool { return r.srv.Stats().HalfOpen == 0 })
+		w.wants(w.replies(optAbort), repAck)
+		if _, err := w.nc.Read(make([]byte, 1)); err != io.EOF {
+			t.Errorf("%s, after the ACK: %v", network, err) // a reset may overtake it
+		}
+	}
 }
 
 // panicky has a Backend that fails for one name.
@@ -427,7 +440,7 @@ func TestPitfall18And19AccessIsDeniedByDefaultAndEverywhere(t *testing.T) {
 func TestBackendErrorsBecomeOptionErrors(t *testing.T) {
 	var fail box
 	b := &fakeBackend{info: allCan(1 << 20), open: func(context.Context) error { return fail.get() }}
-	r := newRig(t, b)
+	r := newRig(t, b, func(c *Config) { c.MaxSessions = 1 })
 	w := r.dial(t)
 	w.greet(fixed)
 	for _, c := range []struct {

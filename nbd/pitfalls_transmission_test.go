@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -126,6 +127,32 @@ func TestB4NothingStartsAfterTheConnectionDied(t *testing.T) {
 	}
 }
 
+// The same of requests that were read along with one that the Device is slow to take.
+func TestB4NothingStartsAfterTheConnectionDiedInSubmit(t *testing.T) {
+	var begun atomic.Int32
+	inside, goOn := make(chan struct{}, 8), make(chan struct{})
+	b := &fakeBackend{info: allCan(1 << 20), submit: func(r *Request) {
+		begun.Add(1)
+		inside <- struct{}{}
+		<-goOn
+		r.Queue(nil)
+	}}
+	r := newRig(t, b)
+	w := r.ready(t, "x", simpleReplies)
+	var all []byte
+	for i := range uint64(5) {
+		all = append(all, be(request(cmdWrite, 0, i, 0, 16), "0123456789abcdef")...)
+	}
+	w.send(all)
+	<-inside
+	r.srv.Sessions()[0].Kill()
+	close(goOn)
+	within(t, "the device to be closed", func() bool { return b.closes.Load() == 1 })
+	if n := begun.Load(); n != 1 {
+		t.Errorf("%d writes were started after the connection died", n-1)
+	}
+}
+
 func TestPitfall31BlockStatusOfFourGiB(t *testing.T) {
 	const size = 16 << 30
 	b := &fakeBackend{info: allCan(size), submit: func(r *Request) {
@@ -233,6 +260,35 @@ func TestPitfall36NoMemoryForWhateverLengthIsNamed(t *testing.T) {
 	}
 }
 
+// The answer to a BLOCK_STATUS may be long, though the request moves no data: it is paid for like a payload.
+func TestPitfall36LongAnswersAreCharged(t *testing.T) {
+	const most, requests = 2 << 20, 300
+	var submitted atomic.Int32
+	b := &fakeBackend{info: allCan(1 << 30), submit: func(r *Request) {
+		submitted.Add(1)
+		for i := uint64(0); r.AddExtent(0, 4096, i%2); i++ {
+		}
+		r.Queue(nil)
+	}}
+	r := newRig(t, b, func(c *Config) { c.MaxConnBytes = most })
+	w := r.ready(t, "x", structuredReplies, BaseAllocation)
+	var all []byte
+	for i := range uint64(requests) {
+		all = append(all, request(cmdBlockStatus, 0, i, 0, 1<<30)...)
+	}
+	go w.nc.Write(all) // waits until most of them are answered
+	const each = extentsMax * extentCost
+	within(t, "the connection to have all that it may", func() bool { return r.srv.Stats().BytesHeld > most-each-requestCost })
+	if n := submitted.Load(); n > 100 { // those that are charged, and those that the socket took
+		t.Errorf("%d answers of a client that does not read", n)
+	}
+	for i := range uint64(requests) {
+		if c := w.chunk(); c.cookie != i || len(c.data) != 4+8*extentsMax {
+			t.Fatalf("answer %d: cookie %d, %d bytes", i, c.cookie, len(c.data))
+		}
+	}
+}
+
 func TestPitfall33ExtentsAreAligned(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	for range 20000 {
@@ -293,14 +349,18 @@ func TestPitfall34OddTrims(t *testing.T) {
 func TestPitfall35OverlappingWritersLoseNothing(t *testing.T) {
 	// Neighbours within one block, from many connections at once: each byte is as its only writer left it.
 	r, _ := memRig(t)
-	const writers, span = 8, 4096
+	const writers, span, rounds = 8, 4096, 3
 	var wg sync.WaitGroup
 	for i := range writers {
 		w := r.ready(t, "disk", simpleReplies)
 		wg.Go(func() {
-			for n := range span / writers {
-				for round := range byte(3) {
-					w.send(request(cmdWrite, 0, 1, uint64(n*writers+i), 1), []byte{byte(i) + round*writers})
+			for round := range byte(rounds) {
+				var all []byte // in one piece, so that the server has one to do at every moment
+				for n := range span / writers {
+					all = append(all, be(request(cmdWrite, 0, 1, uint64(n*writers+i), 1), []byte{byte(i) + round*writers})...)
+				}
+				w.send(all)
+				for range span / writers {
 					w.simple(1)
 				}
 			}
@@ -311,7 +371,7 @@ func TestPitfall35OverlappingWritersLoseNothing(t *testing.T) {
 	w.send(request(cmdRead, 0, 1, 0, span))
 	w.simple(1)
 	for k, b := range w.recv(span) {
-		if b != byte(k%writers)+2*writers {
+		if b != byte(k%writers)+(rounds-1)*writers {
 			t.Fatalf("byte %d is %d", k, b)
 		}
 	}

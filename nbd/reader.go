@@ -160,8 +160,11 @@ func (c *Conn) submit(r *Request, payload uint64) error {
 		return c.nothing(r) // legal for reads and writes of no bytes, and not worth a Device's trouble
 	}
 	cost := int64(requestCost)
-	if r.Op == OpRead || r.Op == OpWrite {
+	switch r.Op {
+	case OpRead, OpWrite:
 		cost += int64(r.Length)
+	case OpBlockStatus:
+		cost += r.statusCost()
 	}
 	if err := c.admit(r, cost); err != nil {
 		r.free()

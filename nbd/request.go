@@ -140,6 +140,10 @@ func getRequest(c *Conn) *Request {
 	return r
 }
 
+// headKept is how long an encoded reply may have been for its memory to be used again. Longer ones are long lists of extents: their memory is
+// charged while they are under way, and not kept by requests that are charged less.
+const headKept = 16 << 10
+
 // free gives a request back to the pool.
 func (r *Request) free() {
 	if r.buf != nil {
@@ -147,6 +151,9 @@ func (r *Request) free() {
 	}
 	for i := range r.extents {
 		r.extents[i].reset()
+	}
+	if cap(r.head) > headKept {
+		r.head, r.extents = nil, nil
 	}
 	*r = Request{
 		head: r.head[:0], frags: r.frags[:0], holes: r.holes[:0], extents: r.extents[:0],
