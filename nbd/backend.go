@@ -24,7 +24,8 @@ type Backend interface {
 	Info(ctx context.Context, name string) (ExportInfo, error)
 
 	// Open opens an export for one connection. The context lives until the connection has ended, and is cancelled
-	// at once when the connection breaks, so that a Device may use it to give up what nobody waits for any more.
+	// at once when the connection breaks, so that a Device may use it to give up what nobody waits for any more: by an error
+	// that is context.Canceled, of which nobody is told.
 	Open(ctx context.Context, name string) (Device, ExportInfo, error)
 }
 

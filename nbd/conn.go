@@ -48,6 +48,7 @@ type Conn struct {
 
 	draining atomic.Bool
 	broken   atomic.Bool // dead is set
+	left     atomic.Bool // the client ended its side without a DISC
 
 	wake chan struct{} // to the reader, when it waits for answers or for budget
 
@@ -106,6 +107,7 @@ func (c *Conn) finish(err error) {
 		c.die(err)
 	}
 	if errors.Is(err, io.EOF) {
+		c.left.Store(true)
 		c.cancel() // a client that left without a DISC has died
 	}
 	c.waitUntil(func() bool { return c.answered == c.taken && !c.writing && (c.dead != nil || c.queue.first == nil) })
@@ -208,6 +210,14 @@ func (c *Conn) Stats() ConnStats {
 
 // Kill cuts the connection off. Requests that the Device has are finished, but nobody hears of them.
 func (c *Conn) Kill() { c.die(errKilled) }
+
+// givenUp tells a request that the Device gave up because of the end of its context from one that failed. Should anybody read yet, he must not take that for an
+// answer: without one he sends it again elsewhere.
+func (c *Conn) givenUp(err error) bool {
+	return errors.Is(err, context.Canceled) && (c.left.Load() || c.broken.Load())
+}
+
+var errGivenUp = errors.New("nbd: a request was given up, since its client had left")
 
 var errKilled = errors.New("nbd: the connection was cut off by the server")
 

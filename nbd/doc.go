@@ -44,21 +44,22 @@
 //
 // # Goroutines
 //
-//	reader   one for each connection, from accept to the end; also runs the handshake
-//	writer   at most one for each connection, from the first time that its socket was full, until the connection ends
+//	reader     one for each connection, from accept to the end; also runs the handshake
+//	writer     at most one for each connection, from the first time that its socket was full, until the connection ends
+//	submitter  at most one for each connection, from the first large write with more behind it, until the connection ends
 //
 // Serve runs on its caller's. Nothing else runs in the background.
 //
 // # Bounds
 //
 // Every queue has one, named in [Config]: half-open connections, options and time in a handshake, sessions, requests and bytes
-// in flight on a connection, bytes in flight in all, time without progress. The bytes are shared in a way that leaves some for
+// in flight on a connection, bytes in flight in all, time without progress. Bytes are those of payloads and of long answers. The bytes are shared in a way that leaves some for
 // those that work beside hundreds that do not (budget.go); a connection whose socket is full is not even looked at until it takes something. An idle
 // connection holds no buffer.
 //
 // # Locks
 //
-// Server.mu, then Conn.mu, then budget.mu. None is held during I/O or a call of the Device or the Backend.
+// Server.mu, then Conn.mu, then budget.mu; submitter.mu alone. None is held during I/O or a call of the Device or the Backend.
 //
 // # What is spoken
 //

@@ -1,7 +1,6 @@
 package nbd
 
 import (
-	"context"
 	"errors"
 	"sync"
 	"time"
@@ -19,10 +18,6 @@ func (s *Server) logFailure(c *Conn, r *Request, err error) {
 	var ref *refusal
 	if errors.As(err, &ref) {
 		c.log.Debug("nbd request refused", "op", r.Op.String(), "offset", r.Offset, "length", r.Length, "why", ref.text)
-		return
-	}
-	if errors.Is(err, context.Canceled) { // given up by the Device, since the connection broke
-		c.log.Debug("nbd request given up", "op", r.Op.String(), "offset", r.Offset, "length", r.Length, "err", err)
 		return
 	}
 	f := &s.failures

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io/fs"
 	"math/rand/v2"
 	"net"
@@ -848,6 +849,24 @@ func TestDiscFinishesWhatIsInFlight(t *testing.T) {
 	if w.simple(1)+w.simple(2) != 0 {
 		t.Error("a flush failed")
 	}
+	w.closed()
+}
+
+// A request that was given up, since its client had left, is not answered at all: the kernel would hand an error on, where without an answer it sends it again.
+func TestWhatIsGivenUpIsNotAnswered(t *testing.T) {
+	p := &parked{}
+	b := &fakeBackend{info: allCan(1 << 20), submit: p.submit}
+	w := newRig(t, b).ready(t, "x", simpleReplies)
+	w.send(request(cmdTrim, 0, 1, 0, 4096), request(cmdTrim, 0, 2, 0, 4096))
+	within(t, "the requests", func() bool { return p.count() == 2 })
+	list := p.take()
+	list[0].Done(fmt.Errorf("the device has a mind of its own: %w", context.Canceled)) // while the client is there it is an error
+	if code := w.simple(1); code != codeEIO {
+		t.Errorf("error %d", code)
+	}
+	w.nc.(*net.UnixConn).CloseWrite()
+	within(t, "the device to hear of it", func() bool { return b.lastContext().Err() != nil })
+	list[1].Done(fmt.Errorf("trim: %w", context.Canceled))
 	w.closed()
 }
 

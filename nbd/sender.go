@@ -28,7 +28,10 @@ func (c *Conn) answer(r *Request, err error) bool {
 	}
 	r.state = requestAnswered
 	r.encode(c.terms.mode, c.terms.minBlock, err)
-	if r.code != codeOK {
+	switch {
+	case c.givenUp(err):
+		c.die(errGivenUp)
+	case r.code != codeOK:
 		c.srv.logFailure(c, r, err)
 	}
 	c.mu.Lock()

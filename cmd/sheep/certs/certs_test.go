@@ -123,8 +123,12 @@ func TestLoopback(t *testing.T) {
 	s := &Security{prefix: "nbd-"}
 	for address, want := range map[string]bool{"127.0.0.1:10809": true, "127.9.9.9:1": true, "[::1]:1": true, "localhost:1": true, "[::ffff:127.0.0.1]:1": true,
 		":10809": false, "0.0.0.0:1": false, "[::]:1": false, "10.77.0.1:1": false, "nonesuch.invalid:1": false} {
-		if err := s.Check(context.Background(), address); (err == nil) != want {
+		err := s.Check(context.Background(), address)
+		if (err == nil) != want {
 			t.Errorf("%s: %v", address, err)
+		}
+		if err != nil && strings.HasPrefix(address, "nonesuch") && strings.Contains(err.Error(), "other machines") {
+			t.Errorf("%s is no name of anything, and said to be reached: %v", address, err)
 		}
 	}
 	for _, s := range []*Security{{Mode: nbd.TLSRequired}, {Insecure: true}} {

@@ -75,28 +75,36 @@ var ErrUsage = errors.New("Invalid")
 
 // Check refuses an address that other machines reach, unless there is TLS or somebody said that it may be.
 func (s *Security) Check(ctx context.Context, address string) error {
-	if s.Mode == nbd.TLSRequired || s.Insecure || loopback(ctx, address) {
+	if s.Mode == nbd.TLSRequired || s.Insecure {
+		return nil
+	}
+	local, err := loopback(ctx, address)
+	if err != nil {
+		return fmt.Errorf("%w NBD address '%s': %w", ErrUsage, address, err)
+	}
+	if local {
 		return nil
 	}
 	return fmt.Errorf("%w NBD address '%s': other machines reach it, and could read and write every disk without TLS; say --%stls require "+
 		"(sheep tls init makes what that needs), or --%[3]sinsecure if that is meant", ErrUsage, address, s.prefix)
 }
 
-func loopback(ctx context.Context, address string) bool {
+// loopback says whether an address is this machine's alone: all that its name stands for must be.
+func loopback(ctx context.Context, address string) (bool, error) {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {
 		host = strings.Trim(address, "[]")
 	}
 	if host == "" {
-		return false
+		return false, nil
 	}
 	ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
 	for _, ip := range ips {
 		if !ip.Unmap().IsLoopback() {
-			return false
+			return false, nil
 		}
 	}
-	return err == nil && len(ips) > 0
+	return len(ips) > 0, err
 }
 
 // Apply completes the configuration of the server behind TCP listeners.
