@@ -21,6 +21,7 @@ import (
 	"github.com/sheepdog-go/sheepdog/cmd/sheep/args"
 	"github.com/sheepdog-go/sheepdog/cmd/sheep/certs"
 	"github.com/sheepdog-go/sheepdog/cmd/sheep/unixsock"
+	"github.com/sheepdog-go/sheepdog/cmd/sheep/version"
 	"github.com/sheepdog-go/sheepdog/nbd"
 	"github.com/sheepdog-go/sheepdog/vdi"
 )
@@ -124,8 +125,13 @@ func newApp(out, errs io.Writer) *cli.App {
 			&cli.DurationFlag{Name: "connect-timeout", Value: 30 * time.Second, Usage: "how long to look for the cluster at the start; that none answers is said at once"},
 			&cli.StringFlag{Name: "log-level", Value: "warn", Usage: "debug, info, warn or error"},
 			&cli.BoolFlag{Name: "verbose", Aliases: []string{"v"}, Usage: "the same as --log-level debug"},
+			&cli.BoolFlag{Name: "version", Aliases: []string{"V"}, Usage: "print the version, and end", DisableDefaultText: true},
+			&cli.BoolFlag{Name: "man", Usage: "print the manual page, and end: sheep-nbd --man | man -l -", DisableDefaultText: true},
 		}, slices.Concat(unixsock.Flags(""), certs.Flags(""), deviceFlags(), tabFlags())...),
 		Action: func(c *cli.Context) error {
+			if c.Bool("version") || c.Bool("man") {
+				return aboutItself(c, out)
+			}
 			if c.IsSet("tab") {
 				return runTab(c, out, errs)
 			}
@@ -142,6 +148,20 @@ func newApp(out, errs io.Writer) *cli.App {
 			return serve(c.Context, o)
 		},
 	}
+}
+
+// aboutItself prints what needs neither cluster nor kernel.
+func aboutItself(c *cli.Context, out io.Writer) error {
+	text := "sheep-nbd version " + version.String() + "\n"
+	if c.Bool("man") {
+		page, err := c.App.ToMan()
+		if err != nil {
+			return err
+		}
+		text = page
+	}
+	_, err := io.WriteString(out, text)
+	return err
 }
 
 // parse checks the flags.

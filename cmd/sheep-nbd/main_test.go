@@ -50,6 +50,15 @@ func TestParse(t *testing.T) {
 	}
 }
 
+func TestAboutItself(t *testing.T) {
+	for flag, want := range map[string]string{"-V": "sheep-nbd version ", "--version": "sheep-nbd version ", "--man": "persistent"} {
+		var out, errs bytes.Buffer
+		if code := run(context.Background(), []string{"sheep-nbd", flag}, &out, &errs); code != 0 || !strings.Contains(out.String(), want) || errs.Len() > 0 {
+			t.Errorf("%s: exit code %d: %s%s", flag, code, &out, &errs)
+		}
+	}
+}
+
 func TestBadUsage(t *testing.T) {
 	for _, line := range []string{"", "a b", ":s", "a:", "-p 0 a", "-p 70000 a", "-p x a", "-e 0 a", "-e -1 a", "-k s -p 1 a", "-a , a", "--nonesuch a",
 		"--connect-timeout -1s a", "-b :: a", "-b 10.77.0.1 a", "-b 0.0.0.0 --tls allow a", "--tls maybe a", "--tls-verify a", "-k s --tls require a", "-k s --insecure a",

@@ -10,6 +10,7 @@ import (
 	"github.com/sheepdog-go/sheepdog/cluster/node"
 	"github.com/sheepdog-go/sheepdog/cluster/replica"
 	"github.com/sheepdog-go/sheepdog/cluster/state"
+	"github.com/sheepdog-go/sheepdog/cmd/sheep/version"
 	"github.com/sheepdog-go/sheepdog/objstore"
 )
 
@@ -45,7 +46,7 @@ func (l *localNode) Met() []admin.Peer {
 
 func (l *localNode) Self() admin.Self {
 	node := l.n.node
-	s := admin.Self{Pid: os.Getpid(), Version: version(), Started: l.n.started, Leader: node.IsLeader(), Voter: slices.Contains(node.Voters(), node.UUID()), Lease: node.Leased(), Index: node.Map().Index,
+	s := admin.Self{Pid: os.Getpid(), Version: version.String(), Started: l.n.started, Leader: node.IsLeader(), Voter: slices.Contains(node.Voters(), node.UUID()), Lease: node.Leased(), Index: node.Map().Index,
 		Disks: []admin.Disk{}, Counters: map[string]uint64{}, Goroutines: runtime.NumGoroutine()}
 	for _, i := range node.Disks() {
 		s.Disks = append(s.Disks, diskOf(i))

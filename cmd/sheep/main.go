@@ -12,6 +12,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/sheepdog-go/sheepdog/cmd/sheep/args"
+	"github.com/sheepdog-go/sheepdog/cmd/sheep/version"
 )
 
 func main() {
@@ -47,7 +48,7 @@ func (s *shell) app() *cli.App {
 		Name:                 "sheep",
 		HelpName:             "sheep",
 		Usage:                "Sheepdog: a replicated block store for virtual machines",
-		Version:              version(),
+		Version:              version.String(),
 		Reader:               s.in,
 		Writer:               s.out,
 		ErrWriter:            s.err,
