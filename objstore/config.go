@@ -108,6 +108,9 @@ func (c Config) sized(f vfs.FS) (Config, error) {
 	return c, nil
 }
 
+// segments is how many the journal may have.
+func (c *Config) segments() int { return int(c.JournalBytesMax / c.SegmentBytes) }
+
 const (
 	segmentBytesMin = 256 << 10
 	segmentBytesMax = 1 << 30

@@ -100,6 +100,13 @@ func (j *journal) room(n int64) error {
 	if len(j.free) == 0 {
 		return errNoRoom
 	}
+	j.nextSegment()
+	j.s.wantCheckpoint(false)
+	return nil
+}
+
+// nextSegment goes on in a free segment. Holds mu.
+func (j *journal) nextSegment() {
 	prevEnd := j.endPos()
 	j.cur = j.free[0]
 	j.free = j.free[1:]
@@ -111,8 +118,6 @@ func (j *journal) room(n int64) error {
 	if len(j.free) == 0 {
 		j.s.wakeSegmenter()
 	}
-	j.s.wantCheckpoint(false)
-	return nil
 }
 
 func (j *journal) endNow() pos {
@@ -122,12 +127,22 @@ func (j *journal) endNow() pos {
 }
 
 // sinceCut is how much of the journal the next checkpoint has to take.
-func (j *journal) sinceCut(cut pos) int64 {
-	end := j.endNow()
-	if cut == 0 || end < cut {
-		return j.liveBytes()
+func (j *journal) sinceCut(cut pos) (n int64) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, g := range j.live {
+		if g.gen < cut.gen() {
+			continue
+		}
+		n += j.segBytes
+		if g == j.cur {
+			n += j.end - j.segBytes
+		}
+		if g.gen == cut.gen() {
+			n -= cut.off()
+		}
 	}
-	return int64(end.gen()-cut.gen())*j.segBytes + end.off() - cut.off()
+	return n
 }
 
 func (j *journal) endPos() pos {

@@ -40,6 +40,7 @@ const (
 	bugUsageMerge          // rule 18: a merge does not move the counters
 	bugNothingPromised     // rule 19: journaled blocks are not counted against free space
 	bugReserveKept         // rule 20: the reserve is not given up
+	bugOddKept             // rule 9: the journal goes on although replay left something out
 	bugPriorLife           // what a killed process left unsynced counts as durable
 
 	bugEnd

@@ -29,8 +29,11 @@ import (
 //	all well                  applied                    applied
 //
 // A group that has stopped takes nothing more, so it is at a prefix of its
-// numbers (rule 9). What was not taken can never come back: replay ends with
-// a checkpoint whose cut lies behind the whole journal.
+// numbers (rule 9). What was not taken can never come back: if there is any
+// such thing, Open ends with a checkpoint whose cut lies behind the whole
+// journal, and begins a fresh one. If all was well, which it is after every
+// kill, the journal goes on as it is, in a segment of its own, and the store
+// is open as soon as it has been read (keepJournal).
 type replay struct {
 	s       *Store
 	cut     pos
@@ -39,6 +42,8 @@ type replay struct {
 	durable pos
 	stopped map[GroupID]bool
 	lost    bool
+	odd     bool // something was not taken, or not taken as it was written
+	end     pos  // of the chain
 	records int
 	applied int
 	look    func(rec record, data []byte, p pos) // instead of applying, for Check
@@ -133,26 +138,27 @@ func parseBatchMark(b []byte, off int64, kind recordKind) (m batchMark, ok bool)
 }
 
 func newReplay(s *Store, segs []*oldSegment) *replay {
-	// Since the cut each segment was used once at the most, under the next
-	// generations. Which of them were used cannot always be seen: the first
-	// sector of a segment may be lost while others are not.
-	next := s.cutDone.gen() + uint32(len(segs)) + 1
-	r := &replay{s: s, cut: s.cutDone, stopped: map[GroupID]bool{}, nextGen: next}
+	r := &replay{s: s, cut: s.cutDone, end: s.cutDone, stopped: map[GroupID]bool{}}
+	seen := r.cut.gen()
 	for _, g := range segs {
 		if g.ok {
-			r.nextGen = max(r.nextGen, g.gen+1)
+			seen = max(seen, g.gen)
 			if g.gen >= r.cut.gen() {
 				r.segs = append(r.segs, g)
 			}
 		}
 	}
+	// Since the cut each segment was used once at the most. Which of them were
+	// used since the last one that can be seen is not known: the first sector of
+	// a segment may be lost while others are not.
+	r.nextGen = seen + uint32(len(segs)) + 1
 	slices.SortFunc(r.segs, func(a, b *oldSegment) int { return cmp.Compare(a.gen, b.gen) })
 	return r
 }
 
 func (s *Store) replay(segs []*oldSegment) error {
 	r := newReplay(s, segs)
-	size, count := int64(BlockSize), 0 // what wrote them may have been configured otherwise
+	size, count := int64(BlockSize), s.cfg.segments() // what wrote them may have been configured otherwise
 	for _, g := range segs {
 		size, count = max(size, g.size), max(count, g.index+1)
 	}
@@ -170,6 +176,9 @@ func (s *Store) replay(segs []*oldSegment) error {
 		return err
 	}
 	r.report()
+	if r.mayKeep(segs) {
+		return s.keepJournal(r, segs)
+	}
 	s.opening = true
 	err = s.checkpoint()
 	s.opening = false
@@ -179,9 +188,56 @@ func (s *Store) replay(segs []*oldSegment) error {
 	return s.freshJournal(segs, r.nextGen)
 }
 
+// mayKeep says that the journal can go on as it is: all of it was taken, from
+// a cut on, its segments are as they are wanted now, and one is free.
+func (r *replay) mayKeep(segs []*oldSegment) bool {
+	if (r.odd || r.lost || len(r.stopped) > 0) && !bugOddKept.active() || r.cut == 0 || len(segs) <= len(r.segs) {
+		return false
+	}
+	for _, g := range segs {
+		if g.size != r.s.cfg.SegmentBytes || g.index >= r.s.cfg.segments() {
+			return false
+		}
+	}
+	return true
+}
+
+// keepJournal has the journal go on behind the end of the chain, in a fresh
+// segment: behind the end there may be remains of batches that never became
+// whole, which must not follow a new one. The segment's first record is
+// synced before anything else happens, so that its generation, which names
+// the files that are made from now on, is never given again. What the chain
+// consists of has been read from the disk, so it is durable.
+func (s *Store) keepJournal(r *replay, segs []*oldSegment) error {
+	j := s.j
+	for _, g := range r.segs {
+		j.live = append(j.live, &g.segment)
+	}
+	for _, g := range segs {
+		if !slices.Contains(r.segs, g) {
+			j.free = append(j.free, &g.segment)
+		}
+	}
+	j.made.Store(int64(len(segs)))
+	j.base, j.nextGen = r.end, r.nextGen
+	j.written.Store(uint64(r.end))
+	j.durable.Store(uint64(r.end))
+	s.cutAt.Store(uint64(s.cutDone))
+	j.mu.Lock()
+	j.nextSegment()
+	j.mu.Unlock()
+	if err := s.syncNow(); err != nil {
+		return err
+	}
+	if len(s.dropping) > 0 {
+		s.wantCheckpoint(true)
+	}
+	return nil
+}
+
 // freshJournal begins anew with the segments that there are.
 func (s *Store) freshJournal(segs []*oldSegment, gen uint32) error {
-	count := int(s.cfg.JournalBytesMax / s.cfg.SegmentBytes)
+	count := s.cfg.segments()
 	j := newJournal(s, s.cfg.SegmentBytes, count)
 	j.base, j.nextGen = makePos(gen, 0), gen
 	j.written.Store(uint64(j.base))
@@ -222,11 +278,12 @@ func (r *replay) run() error {
 		return err
 	}
 	at := r.cut
+	defer func() { r.end = at }()
 	if at.gen() == 0 {
 		at = makePos(r.segs[0].gen, 0)
 	}
 	for i, g := range r.segs {
-		b, err := g.readAll()
+		b, err := g.read(g.gen >= r.durable.gen())
 		if err != nil {
 			return fmt.Errorf("read journal segment %03d: %w", g.index, err)
 		}
@@ -234,7 +291,7 @@ func (r *replay) run() error {
 		if i == 0 && at.gen() == g.gen {
 			off = at.off()
 		} else if g.head.prevEnd != at {
-			if at >= r.durable {
+			if r.odd = true; at >= r.durable {
 				return nil // the tail before this segment is torn
 			}
 			r.damage(at)
@@ -277,9 +334,17 @@ func (r *replay) nextBatch(g *oldSegment, b []byte, off int64) int64 {
 	return -1
 }
 
-func (g *oldSegment) readAll() ([]byte, error) {
-	b := make([]byte, g.size)
-	n, err := g.f.ReadAt(b, 0)
+func (g *oldSegment) readAll() ([]byte, error) { return g.read(false) }
+
+// read reads the segment, if asked to from the disk: what no sync has
+// covered may be in memory only, after a write-back that failed.
+func (g *oldSegment) read(direct bool) ([]byte, error) {
+	b := alignedBuffer(int(g.size))
+	read := g.f.ReadAt
+	if direct {
+		read = g.f.ReadDirect
+	}
+	n, err := read(b, 0)
 	if err == io.EOF {
 		err = nil
 	}
@@ -290,7 +355,7 @@ func (g *oldSegment) readAll() ([]byte, error) {
 func (r *replay) findDurable() error {
 	last := r.segs[len(r.segs)-1]
 	r.durable = last.head.durable
-	b, err := last.readAll()
+	b, err := last.read(true)
 	if err != nil {
 		return fmt.Errorf("read journal segment %03d: %w", last.index, err)
 	}
@@ -496,6 +561,7 @@ func (r *replay) takeEntry(g *Group, rec record, data []byte, seg *oldSegment, p
 		return cellJournal | (at + uint32(i)*(BlockSize/recordAlign))
 	})
 	if len(bad) > 0 {
+		r.odd = true
 		r.s.log.Error("journaled blocks are bad", "object", e.Key, "entry", e.Number, "blocks", len(bad))
 		o.clean(&e, bad)
 	}
@@ -542,6 +608,7 @@ func (r *replay) takeLarge(g *Group, rec record, p pos) error {
 		r.stop(g, p, broken)
 		return nil
 	case verdictBad:
+		r.odd = true
 		g.markDamaged(o)
 	}
 	o.use(runs)
@@ -661,6 +728,7 @@ func (r *replay) takeInstall(g *Group, rec record, p pos) error {
 	o.touch()
 	o.install(&im, p)
 	if v == verdictBad {
+		r.odd = true
 		g.markDamaged(o)
 	}
 	return nil

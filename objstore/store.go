@@ -160,7 +160,7 @@ func (s *Store) probeXattr() error {
 }
 
 // Open opens a store: it brings back what the journal has beyond the last
-// checkpoint, checkpoints that, and begins with a fresh journal.
+// checkpoint. Where some of that was lost it checkpoints what there is.
 func Open(cfg Config) (*Store, error) {
 	s, err := begin(cfg)
 	if err != nil {

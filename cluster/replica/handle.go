@@ -320,7 +320,7 @@ func (e *Engine) serve(c *wire.Conn, f *wire.Frame, kind wire.Kind, meta []byte,
 	crcs, m := r.crcs[:0], r.meta[:0]
 	*r = connRequest{conn: c, id: f.ID, client: cs, meta: m}
 	r.Kind, r.Flags, r.Group, r.Term = kind, f.Flags&wire.FlagFUA, f.Group, f.Term
-	r.Client, r.Epoch, r.To = name, epoch, r
+	r.Client, r.Epoch, r.Crossed, r.To = name, epoch, true, r
 	if err := r.IO.Parse(meta); err != nil {
 		r.Status, r.Message = wire.StatusInvalid, err.Error()
 		b.Complete(&r.Request)

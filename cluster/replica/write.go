@@ -30,7 +30,7 @@ func (g *group) write(r *wire.Request, v *view, b *wire.Batch) {
 		g.repair(r, v, bad)
 		return
 	}
-	if errors.Is(err, objstore.ErrChecksum) && r.Client != "" { // changed on its way: the client sends it again
+	if errors.Is(err, objstore.ErrChecksum) && r.Crossed { // changed on its way: the client sends it again
 		g.e.log.Warn("data changed on its way from a client", "client", r.Client, "group", g.id, "error", err)
 		g.refuse(r, wire.StatusBusy, b)
 		return
@@ -67,7 +67,7 @@ func wholeBlocks(r *wire.Request) (*entry, error) {
 		copy(buf.B, r.Data)
 		en.Data, en.owner = buf.B, buf
 	}
-	if r.Client != "" { // it crossed a network
+	if r.Crossed {
 		if err := en.VerifyData(); err != nil {
 			en.free()
 			return nil, err
@@ -78,7 +78,7 @@ func wholeBlocks(r *wire.Request) (*entry, error) {
 
 // merged makes an entry of data that begins or ends within a block. The base is what the disk reads there after all entries so far.
 func (g *group) merged(r *wire.Request, v *view, off uint32, data []byte) (*entry, error) {
-	if r.Client != "" && r.Kind == wire.KindWrite && wire.Checksum(r.Data) != r.IO.Sum {
+	if r.Crossed && r.Kind == wire.KindWrite && wire.Checksum(r.Data) != r.IO.Sum {
 		return nil, fmt.Errorf("write of %d bytes: %w", len(r.Data), objstore.ErrChecksum)
 	}
 	first := int(off / objstore.BlockSize)

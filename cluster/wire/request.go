@@ -12,6 +12,8 @@ type Request struct {
 	// Client and Epoch name the client's connection (R15); a request of a superseded one is refused.
 	Client string
 	Epoch  uint64
+	// Crossed says that it came by a connection, on whose way bytes may change: the primary compares a write's data with its sums.
+	Crossed bool
 
 	// Data is the payload of a write. The primary retains Owner for as long as it needs the bytes.
 	Data  []byte
