@@ -24,7 +24,7 @@
 // A checkpoint (checkpoint.go) moves the net effect to the object files and
 // commits all of it with one write to the catalog; then journal segments are
 // used again, and slots that were superseded are free. Open replays what the
-// journal has beyond the last checkpoint (replay.go).
+// journal has beyond the last checkpoint and goes on behind it (replay.go).
 //
 // Readers find a block's newest version in the chain they bring (resolve.go,
 // read.go). A scrub reads everything once in a while (scrub.go). Check and
