@@ -210,6 +210,9 @@ func (s *Store) writeCheckpoint(n uint64, cut pos, groups []cutGroup, dropped []
 		s.blocksLost = false
 		return plans, errBlocksLost
 	}
+	if err := s.Err(); err != nil { // of a sync beside this: what it lost is not to be committed
+		return plans, err
+	}
 	return plans, s.withReserve(func() error { return s.commitPlans(n, cut, groups, dropped, plans) })
 }
 

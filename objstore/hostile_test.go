@@ -467,7 +467,7 @@ func reserveOnce() error {
 	if got := s.Group(1).Last(); got != last {
 		return fmt.Errorf("at %v, want %v", got, last)
 	}
-	return nil
+	return s.Checkpoint()
 }
 
 // TestRule20ZerosOnAFullDisk: what needs a new table is refused on a full

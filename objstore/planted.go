@@ -41,6 +41,7 @@ const (
 	bugNothingPromised     // rule 19: journaled blocks are not counted against free space
 	bugReserveKept         // rule 20: the reserve is not given up
 	bugOddKept             // rule 9: the journal goes on although replay left something out
+	bugEndUnknown          // rule 9: replay goes on in a segment behind where the next one says that it ends
 	bugPriorLife           // what a killed process left unsynced counts as durable
 
 	bugEnd

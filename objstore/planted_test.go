@@ -66,6 +66,7 @@ var plantedBugs = []struct {
 	{bugNothingPromised, "19", "the journal is not counted as used", "it never fills a disk", func(uint64) error { return fullOnce() }},
 	{bugReserveKept, "20", "the reserve is not given up", "it never fills a disk", func(uint64) error { return reserveOnce() }},
 	{bugOddKept, "9", "a journal with a hole goes on", "", nil},
+	{bugEndUnknown, "9", "dropped records come back in a later life", "each of its syncs succeeds", func(uint64) error { return droppedOnce() }},
 	{bugPriorLife, "1, 9", "a killed process's writes count as durable", "", nil},
 }
 

@@ -81,12 +81,13 @@ func (s *Store) openSegments() ([]*oldSegment, error) {
 			closeSegments(list)
 			return nil, err
 		}
-		var b [frameSize + markSize + recordAlign]byte
-		if _, err := f.ReadAt(b[:], 0); err != nil && err != io.EOF {
+		b := alignedBuffer(BlockSize)
+		n, err := f.ReadDirect(b, 0) // after a sync that failed, memory may have what the disk has not
+		if err != nil && err != io.EOF {
 			closeSegments(list)
 			return nil, err
 		}
-		if g.head, g.ok = parseStart(b[:]); !g.ok {
+		if g.head, g.ok = parseStart(b[:n]); !g.ok {
 			if err := g.headFromBatches(); err != nil {
 				closeSegments(list)
 				return nil, err
@@ -102,7 +103,7 @@ func (s *Store) openSegments() ([]*oldSegment, error) {
 // Where the records before the segment end stays unknown, so the segment counts
 // as one behind damage, or as a part of the torn tail.
 func (g *oldSegment) headFromBatches() error {
-	b, err := g.readAll()
+	b, err := g.read(true)
 	if err != nil {
 		return err
 	}
@@ -191,15 +192,25 @@ func (s *Store) replay(segs []*oldSegment) error {
 // mayKeep says that the journal can go on as it is: all of it was taken, from
 // a cut on, its segments are as they are wanted now, and one is free.
 func (r *replay) mayKeep(segs []*oldSegment) bool {
-	if (r.odd || r.lost || len(r.stopped) > 0) && !bugOddKept.active() || r.cut == 0 || len(segs) <= len(r.segs) {
+	if (r.odd || r.lost || len(r.stopped) > 0) && !bugOddKept.active() || r.cut == 0 || r.s.j.segBytes != r.s.cfg.SegmentBytes {
 		return false
 	}
+	usable := 0
 	for _, g := range segs {
-		if g.size != r.s.cfg.SegmentBytes || g.index >= r.s.cfg.segments() {
+		switch {
+		case r.s.usable(g):
+			usable++
+		case slices.Contains(r.segs, g):
 			return false
 		}
 	}
-	return true
+	return usable >= journalSegsMin && usable > len(r.segs)
+}
+
+// usable says that a segment is one that the configuration asks for. Another
+// size has one that was being made when the process died.
+func (s *Store) usable(g *oldSegment) bool {
+	return g.size == s.cfg.SegmentBytes && g.index < s.cfg.segments()
 }
 
 // keepJournal has the journal go on behind the end of the chain, in a fresh
@@ -214,11 +225,17 @@ func (s *Store) keepJournal(r *replay, segs []*oldSegment) error {
 		j.live = append(j.live, &g.segment)
 	}
 	for _, g := range segs {
-		if !slices.Contains(r.segs, g) {
+		switch {
+		case !s.usable(g):
+			j.segs[g.index].Store(nil)
+			if err := s.removeSegment(g); err != nil {
+				return err
+			}
+		case !slices.Contains(r.segs, g):
 			j.free = append(j.free, &g.segment)
 		}
 	}
-	j.made.Store(int64(len(segs)))
+	j.made.Store(int64(len(j.live) + len(j.free)))
 	j.base, j.nextGen = r.end, r.nextGen
 	j.written.Store(uint64(r.end))
 	j.durable.Store(uint64(r.end))
@@ -226,13 +243,13 @@ func (s *Store) keepJournal(r *replay, segs []*oldSegment) error {
 	j.mu.Lock()
 	j.nextSegment()
 	j.mu.Unlock()
-	if err := s.syncNow(); err != nil {
-		return err
-	}
-	if len(s.dropping) > 0 {
-		s.wantCheckpoint(true)
-	}
-	return nil
+	s.wantCheckpoint(len(s.dropping) > 0)
+	return s.syncNow()
+}
+
+func (s *Store) removeSegment(g *oldSegment) error {
+	g.f.Close()
+	return s.fs.Remove(segmentName(s.cfg.Dir, g.index))
 }
 
 // freshJournal begins anew with the segments that there are.
@@ -244,13 +261,12 @@ func (s *Store) freshJournal(segs []*oldSegment, gen uint32) error {
 	j.durable.Store(uint64(j.base))
 	s.j = j
 	for _, g := range segs {
-		if g.size == j.segBytes && g.index < count {
+		if s.usable(g) {
 			j.segs[g.index].Store(&g.segment)
 			j.free = append(j.free, &g.segment)
 			continue
 		}
-		g.f.Close()
-		if err := s.fs.Remove(segmentName(s.cfg.Dir, g.index)); err != nil {
+		if err := s.removeSegment(g); err != nil {
 			return err
 		}
 	}
@@ -287,6 +303,9 @@ func (r *replay) run() error {
 		if err != nil {
 			return fmt.Errorf("read journal segment %03d: %w", g.index, err)
 		}
+		if i+1 < len(r.segs) && !bugEndUnknown.active() {
+			b = g.upto(b, r.segs[i+1])
+		}
 		off := int64(0)
 		if i == 0 && at.gen() == g.gen {
 			off = at.off()
@@ -319,6 +338,15 @@ func (r *replay) run() error {
 	return nil
 }
 
+// upto cuts a segment's bytes where the next one says that its records end.
+// Behind that may be what an earlier replay did not take.
+func (g *oldSegment) upto(b []byte, next *oldSegment) []byte {
+	if p := next.head.prevEnd; p.gen() == g.gen && p.off() < int64(len(b)) {
+		return b[:p.off()]
+	}
+	return b
+}
+
 // gapIsDamage says that the records do not just go on in the next segment.
 func (r *replay) gapIsDamage(i int, at pos) bool {
 	return i+1 >= len(r.segs) || r.segs[i+1].head.prevEnd != at
@@ -333,8 +361,6 @@ func (r *replay) nextBatch(g *oldSegment, b []byte, off int64) int64 {
 	}
 	return -1
 }
-
-func (g *oldSegment) readAll() ([]byte, error) { return g.read(false) }
 
 // read reads the segment, if asked to from the disk: what no sync has
 // covered may be in memory only, after a write-back that failed.
@@ -616,6 +642,7 @@ func (r *replay) takeLarge(g *Group, rec record, p pos) error {
 	r.applied++
 	o.touch()
 	o.apply(&e, p, slotsOf(runs))
+	r.s.grewLarge(int64(e.Count) * BlockSize)
 	return nil
 }
 

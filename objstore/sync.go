@@ -155,6 +155,9 @@ func (s *Store) syncNow() error {
 		syncFiles = nil
 	}
 	err := s.syncSet(s.j.takeUnsynced(), syncFiles, dirSet)
+	if err != nil && !bugSyncRetried.active() {
+		err = s.fail("sync", err) // before the files are let go: a descriptor opened after that is told nothing
+	}
 	for f := range fileSet {
 		f.release()
 	}
@@ -162,11 +165,8 @@ func (s *Store) syncNow() error {
 	y.flight, y.names = 0, nil
 	y.changed.Broadcast()
 	y.mu.Unlock()
-	if err != nil && bugSyncRetried.active() {
-		return err
-	}
 	if err != nil {
-		return s.fail("sync", err)
+		return err
 	}
 	s.j.settled(target)
 	s.m.syncs.Add(1)
