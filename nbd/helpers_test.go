@@ -143,6 +143,19 @@ func (r *rig) dial(t testing.TB) *wire {
 	return &wire{t, nc}
 }
 
+// pipe is a server and a client in memory, for tests in virtual time.
+func pipe(t *testing.T, cfg Config, b Backend) (*Server, *wire) {
+	t.Helper()
+	s, err := NewServer(cfg, b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, theirs := net.Pipe()
+	s.ServeConn(theirs)
+	t.Cleanup(func() { ours.Close(); s.Close() })
+	return s, &wire{t, ours}
+}
+
 func be(parts ...any) []byte {
 	var b []byte
 	for _, p := range parts {
