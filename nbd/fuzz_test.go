@@ -17,6 +17,12 @@ import (
 
 // pair is a connected pair of sockets, one end of which the server has.
 func pair(t testing.TB, s *Server) *net.UnixConn {
+	ours, theirs := socketpair(t)
+	s.ServeConn(theirs)
+	return ours
+}
+
+func socketpair(t testing.TB) (ours, theirs *net.UnixConn) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -29,8 +35,7 @@ func pair(t testing.TB, s *Server) *net.UnixConn {
 		}
 		f.Close()
 	}
-	s.ServeConn(ends[1])
-	return ends[0].(*net.UnixConn)
+	return ends[0].(*net.UnixConn), ends[1].(*net.UnixConn)
 }
 
 // converse sends a stream and its end, and reads whatever comes until the server closes. It fails if it never does.

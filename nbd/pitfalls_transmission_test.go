@@ -1033,6 +1033,59 @@ func TestStatusPayload(t *testing.T) {
 	}
 }
 
+// countedConn counts calls.
+type countedConn struct {
+	net.Conn
+	reads, writes atomic.Int32
+}
+
+func (c *countedConn) Read(b []byte) (int, error)  { c.reads.Add(1); return c.Conn.Read(b) }
+func (c *countedConn) Write(b []byte) (int, error) { c.writes.Add(1); return c.Conn.Write(b) }
+
+// What has arrived together is taken, and answered, by a few calls, and waits without goroutines of its own.
+func TestManyRequestsGoTogether(t *testing.T) {
+	const n = 1000
+	p := &parked{}
+	s, err := NewServer(Config{}, &fakeBackend{info: allCan(1 << 20), submit: p.submit})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	ours, theirs := socketpair(t)
+	counted := &countedConn{Conn: theirs}
+	s.ServeConn(counted)
+	w := &wire{t, ours}
+	defer w.nc.Close()
+	w.nc.SetDeadline(time.Now().Add(wireTimeout))
+	w.greet(fixed)
+	w.wants(w.option(optGo, infoData("x")), repAck)
+	counted.reads.Store(0)
+	counted.writes.Store(0)
+	before := runtime.NumGoroutine()
+	var all []byte
+	for i := range uint64(n) {
+		all = append(all, request(cmdTrim, 0, i, 0, 4096)...)
+	}
+	w.send(all)
+	within(t, "all requests", func() bool { return p.count() == n })
+	if more := runtime.NumGoroutine() - before; more > 2 {
+		t.Errorf("%d goroutines more for %d requests", more, n)
+	}
+	var c *Conn
+	for _, q := range p.take() {
+		c = q.Queue(nil)
+	}
+	c.Flush()
+	for i := range uint64(n) {
+		if code := w.simple(i); code != 0 {
+			t.Fatalf("request %d: %d", i, code)
+		}
+	}
+	if r, wr := counted.reads.Load(), counted.writes.Load(); r > n/50 || wr > n/50 {
+		t.Errorf("%d reads and %d writes for %d requests", r, wr, n)
+	}
+}
+
 func TestNothingIsAllocatedPerRequest(t *testing.T) {
 	if raceEnabled {
 		t.Skip("the race detector allocates")
