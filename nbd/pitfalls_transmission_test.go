@@ -263,7 +263,7 @@ func TestPitfall36NoMemoryForWhateverLengthIsNamed(t *testing.T) {
 
 // The answer to a BLOCK_STATUS may be long, though the request moves no data: it is paid for like a payload.
 func TestPitfall36LongAnswersAreCharged(t *testing.T) {
-	const most, requests = 2 << 20, 300
+	const most, requests = 2 << 20, 100
 	var submitted atomic.Int32
 	b := &fakeBackend{info: allCan(1 << 30), submit: func(r *Request) {
 		submitted.Add(1)
@@ -280,7 +280,7 @@ func TestPitfall36LongAnswersAreCharged(t *testing.T) {
 	go w.nc.Write(all) // waits until most of them are answered
 	const each = extentsMax * extentCost
 	within(t, "the connection to have all that it may", func() bool { return r.srv.Stats().BytesHeld > most-each-requestCost })
-	if n := submitted.Load(); n > 100 { // those that are charged, and those that the socket took
+	if n := submitted.Load(); n > requests/2 { // those that are charged, and those that the socket took
 		t.Errorf("%d answers of a client that does not read", n)
 	}
 	for i := range uint64(requests) {
