@@ -167,7 +167,11 @@ func (c *Consensus) raftConfig(l hclog.Logger) *raft.Config {
 // openStore opens raft's log: on disk, or a simulation's.
 func (c *Consensus) openStore() (raft.LogStore, raft.StableStore, raft.SnapshotStore, error) {
 	if c.cfg.Dir == "" {
-		return c.cfg.Memory.Store, c.cfg.Memory.Store, c.cfg.Memory.Snaps, nil
+		m := c.cfg.Memory
+		if m.Maps != nil {
+			return sharedLogs{m.Store, m.Maps}, m.Store, m.Snaps, nil
+		}
+		return m.Store, m.Store, m.Snaps, nil
 	}
 	if err := os.MkdirAll(c.cfg.Dir, 0o700); err != nil {
 		return nil, nil, nil, err

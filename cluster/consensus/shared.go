@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"sync"
 
+	"github.com/hashicorp/raft"
+
 	"github.com/sheepdog-go/sheepdog/cluster/state"
 )
 
@@ -16,7 +18,8 @@ const sharedMax = 1 << 14
 type SharedMaps struct {
 	mu    sync.Mutex
 	first *state.Map
-	made  map[uint64]made // by the command's index
+	made  map[uint64]made   // by the command's index
+	data  map[uint64][]byte // what raft's logs hold, by index
 }
 
 // made is what one command made of one map.
@@ -30,7 +33,7 @@ type made struct {
 
 // NewSharedMaps makes one for a cluster that is not there yet.
 func NewSharedMaps() *SharedMaps {
-	return &SharedMaps{first: state.New(), made: map[uint64]made{}}
+	return &SharedMaps{first: state.New(), made: map[uint64]made{}, data: map[uint64][]byte{}}
 }
 
 // step is what step is, done once.
@@ -58,4 +61,26 @@ func (s *SharedMaps) same(m *state.Map, encoded []byte) *state.Map {
 		return m
 	}
 	return x.next
+}
+
+// sharedLogs is a node's log, whose entries' bytes are there once for all nodes: hundreds of logs are most of what a large cluster in one process takes.
+type sharedLogs struct {
+	raft.LogStore
+	s *SharedMaps
+}
+
+func (l sharedLogs) StoreLog(e *raft.Log) error { return l.StoreLogs([]*raft.Log{e}) }
+
+func (l sharedLogs) StoreLogs(list []*raft.Log) error {
+	l.s.mu.Lock()
+	for _, e := range list {
+		if b, ok := l.s.data[e.Index]; ok && bytes.Equal(b, e.Data) {
+			e.Data = b
+			continue
+		}
+		l.s.data[e.Index] = e.Data
+		delete(l.s.data, e.Index-sharedMax)
+	}
+	l.s.mu.Unlock()
+	return l.LogStore.StoreLogs(list)
 }

@@ -2,8 +2,11 @@ package consensus
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"testing"
+
+	"github.com/hashicorp/raft"
 
 	"github.com/sheepdog-go/sheepdog/cluster/state"
 )
@@ -48,5 +51,23 @@ func TestSharedMapsAreWhatANodeMakesItself(t *testing.T) {
 	x, _ := state.EncodeMap(other.cur.Load())
 	if y, _ := state.EncodeMap(first.cur.Load()); bytes.Equal(x, y) {
 		t.Error("two commands made one map")
+	}
+}
+
+func TestSharedLogsKeepWhatTheyWereGiven(t *testing.T) {
+	shared := NewSharedMaps()
+	a, b := sharedLogs{raft.NewInmemStore(), shared}, sharedLogs{raft.NewInmemStore(), shared}
+	for i, e := range []struct{ a, b string }{{"x", "x"}, {"y", "z"}, {"", "w"}, {"v", "v"}} {
+		n := uint64(i + 1)
+		if err := errors.Join(a.StoreLog(&raft.Log{Index: n, Data: []byte(e.a)}), b.StoreLog(&raft.Log{Index: n, Data: []byte(e.b)})); err != nil {
+			t.Fatal(err)
+		}
+		var x, y raft.Log
+		if err := errors.Join(a.GetLog(n, &x), b.GetLog(n, &y)); err != nil || string(x.Data) != e.a || string(y.Data) != e.b {
+			t.Errorf("%d: %q and %q, stored %q and %q: %v", n, x.Data, y.Data, e.a, e.b, err)
+		}
+		if e.a == e.b && &x.Data[0] != &y.Data[0] {
+			t.Errorf("%d: twice there", n)
+		}
 	}
 }
