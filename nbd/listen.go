@@ -20,8 +20,8 @@ type UnixSocket struct {
 }
 
 // ListenUnix listens on a unix socket. A socket file that a dead process left behind is replaced; one that somebody listens on is
-// refused, and so is anything that is no socket. Nobody whom Mode excludes can connect at any moment. Closing the listener
-// removes the file, if it is still the same one.
+// refused, and so is anything that is no socket. Nobody whom Mode excludes can connect at any moment (on Linux; elsewhere the umask counts until the
+// mode is set). Closing the listener removes the file, if it is still the same one.
 func ListenUnix(u UnixSocket) (net.Listener, error) {
 	if u.Mode == 0 {
 		u.Mode = 0o600
