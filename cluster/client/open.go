@@ -81,21 +81,17 @@ func exportName(name, snap string) string {
 
 // writer is the session of a name: one there is, or a new one.
 func (c *Client) writer(ctx context.Context, name string) (*session, error) {
-	c.mu.Lock()
-	o := c.writers[name]
-	mine := o == nil
-	if mine {
-		o = &opening{ready: make(chan struct{})}
-		c.writers[name] = o
-	}
-	c.mu.Unlock()
-	if !mine {
+	o, mine := c.opening(name)
+	for !mine {
 		select {
 		case <-o.ready:
-			return o.s, o.err
 		case <-ctx.Done():
 			return nil, fmt.Errorf("open %s: %w", name, context.Cause(ctx))
 		}
+		if !errors.Is(o.err, context.Canceled) && !errors.Is(o.err, context.DeadlineExceeded) {
+			return o.s, o.err
+		}
+		o, mine = c.opening(name) // his time was over, not ours
 	}
 	s, err := c.openSession(ctx, name)
 	c.mu.Lock()
@@ -106,6 +102,18 @@ func (c *Client) writer(ctx context.Context, name string) (*session, error) {
 	c.mu.Unlock()
 	close(o.ready)
 	return s, err
+}
+
+// opening is a name's, and says whether it was made here: then it is the caller's to bring to its end.
+func (c *Client) opening(name string) (o *opening, mine bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if o = c.writers[name]; o != nil {
+		return o, false
+	}
+	o = &opening{ready: make(chan struct{})}
+	c.writers[name] = o
+	return o, true
 }
 
 // openSession has raft grant a session (R14).

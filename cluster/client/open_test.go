@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -228,5 +229,34 @@ func TestCloseFailsWhatComesBackLater(t *testing.T) {
 		case <-time.After(time.Minute):
 			t.Fatal("never answered")
 		}
+	})
+}
+
+// Who waits for another's opening is not told that the other's time was over.
+func TestAnOpeningThatIsGivenUpFailsNobodyElse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t, 3)
+		f.vdi("alpha", 64<<20)
+		var tries atomic.Int32
+		c := f.clientWith(Config{Maps: f, Net: f, ID: "one", Propose: func(ctx context.Context, cmd *state.Command) (state.Result, error) {
+			if tries.Add(1) == 1 {
+				<-ctx.Done()
+				return state.Result{}, ctx.Err()
+			}
+			return f.Propose(ctx, cmd)
+		}})
+		hasty, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		failed := make(chan error, 1)
+		go func() {
+			_, err := c.Open(hasty, "alpha", "", OpenOptions{})
+			failed <- err
+		}()
+		synctest.Wait() // he has begun
+		d := open(t, c, "alpha")
+		if err := <-failed; !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("the hasty one: %v", err)
+		}
+		closeAll(t, c, d)
 	})
 }
