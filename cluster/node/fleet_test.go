@@ -20,7 +20,7 @@ import (
 	"github.com/sheepdog-go/sheepdog/objstore/vfs/simfs"
 )
 
-// fleetNodes is how large TestFleet makes its cluster: 300 takes minutes.
+// fleetNodes is how large TestFleet makes its cluster: 300 takes some five minutes and 4 GiB.
 var fleetNodes = flag.Int("fleet", 20, "nodes of TestFleet's cluster")
 
 // TestFleet: whole nodes, hundreds of them if asked, in one process and in virtual time, in twenty zones: all join, the cluster is formatted, more join, a tenth is killed
