@@ -21,6 +21,7 @@ type flushWaiter struct {
 type flushRound struct {
 	upTo    uint64 // what it makes durable
 	granted uint64
+	gauge   *gauge        // measures it
 	began   time.Duration // since start
 	waiters []flushWaiter
 	local   bool             // our own journal is still to come
@@ -51,13 +52,15 @@ func (f *flushState) start(g *group, b *wire.Batch) {
 	if f.round != nil || len(f.next) == 0 {
 		return
 	}
-	rd := &flushRound{upTo: g.commit, granted: g.granted, began: g.e.pace.flushes.begin(), waiters: f.next, local: true, retry: map[*member]bool{}}
+	rd := &flushRound{upTo: g.commit, granted: g.granted, waiters: f.next, local: true, retry: map[*member]bool{}}
 	f.round, f.next = rd, nil
 	for _, m := range g.members {
 		if g.required(m) || m.ready && !broken("R11") { // R9, R11
 			rd.members = append(rd.members, m)
 		}
 	}
+	rd.gauge = g.e.pace.flushes.of(len(rd.members))
+	rd.began = rd.gauge.begin()
 	for _, m := range rd.members {
 		rd.ask(g, m, b)
 	}
@@ -124,7 +127,7 @@ func (f *flushState) finish(g *group, rd *flushRound, b *wire.Batch) {
 		return
 	}
 	f.round = nil
-	g.e.pace.flushes.end(rd.began)
+	rd.gauge.end(rd.began)
 	g.durable = max(g.durable, rd.upTo)
 	for _, w := range rd.waiters {
 		if w.lsn > rd.upTo { // came between; cannot be, but a flush must never lie
@@ -162,7 +165,7 @@ func (f *flushState) setChanged(g *group, b *wire.Batch) {
 // abandon gives all waiters back: we are not the primary any more. mu is held.
 func (f *flushState) abandon(g *group, b *wire.Batch) {
 	if f.round != nil {
-		g.e.pace.flushes.drop(f.round.began)
+		f.round.gauge.drop(f.round.began)
 		for _, w := range f.round.waiters {
 			g.refuse(w.r, wire.StatusNotPrimary, b)
 		}

@@ -10,9 +10,10 @@ import (
 
 // pace says how much resync and scrub may take between their floor and their ceiling: what clients leave. Clients tell by how long their writes take
 // from their number to their commit, and flushes from their round's begin to its end, against how long that takes while nothing, or no more
-// than the floor, is copied. Where that is longer by more than paceSlack the share shrinks at once, else it grows slowly; with no client about, it is all.
+// than the floor, is copied, with as many replicas: one more costs something in itself, for which the copying that brings it is not to blame.
+// Where it is longer by more than paceSlack the share shrinks at once, else it grows slowly; with no client about, it is all.
 type pace struct {
-	writes, flushes gauge
+	writes, flushes gauges
 	taken           atomic.Int64  // bytes copied since the last look
 	share           atomic.Uint64 // bits of a float64, 0 to 1
 	quiet           int           // looks in a row in which no client did anything; the ticker's alone
@@ -27,6 +28,31 @@ const (
 	paceQuiet  = 5    // looks without any client after which there is none
 	paceSample = 8    // one write in so many is measured
 )
+
+// gauges are those of one thing by how many other replicas have a part in it; the last also stands for more.
+type gauges [5]gauge
+
+func (gs *gauges) of(replicas int) *gauge { return &gs[min(replicas, len(gs)-1)] }
+
+// active says that something was, or is, under way.
+func (gs *gauges) active() bool {
+	for i := range gs {
+		if gs[i].n.Load()+gs[i].open.Load() > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// look is that of the gauge which tells most.
+func (gs *gauges) look(calm bool, weight float64) (slower float64) {
+	fewer := 0.0 // what is normal with fewer replicas, where it is not known for as many
+	for i := range gs {
+		slower = max(slower, gs[i].look(calm, weight, fewer))
+		fewer = max(fewer, gs[i].normal)
+	}
+	return slower
+}
 
 // gauge is how long something takes now and how long it does when nothing is in its way. What has begun and not ended counts too: where everything waits, nothing ends.
 type gauge struct {
@@ -55,14 +81,19 @@ func (ga *gauge) drop(began time.Duration) {
 	ga.begun.Add(-int64(began))
 }
 
-// look returns how much longer than normal it took since the last look, 0 where that is not known. calm: this is what is normal.
-func (ga *gauge) look(calm bool, weight float64) float64 {
+// look returns how much longer than normal it took since the last look, 0 where that is not known. calm: this is what is normal. other is
+// taken for normal, where calm never was, if it is known.
+func (ga *gauge) look(calm bool, weight, other float64) float64 {
 	open := float64(ga.open.Load())
 	waited := max(0, open*float64(time.Since(start))-float64(ga.begun.Load())) // so far, of all that is under way
+	normal := ga.normal
+	if normal == 0 {
+		normal = other
+	}
 	n := ga.n.Load()
 	if n < 4 {
-		if waited/max(open, 1) > paceSlack*ga.normal && ga.normal > 0 {
-			return waited / open / ga.normal
+		if waited/max(open, 1) > paceSlack*normal && normal > 0 {
+			return waited / open / normal
 		}
 		return 0
 	}
@@ -70,19 +101,20 @@ func (ga *gauge) look(calm bool, weight float64) float64 {
 	mean := sum / float64(n)
 	ga.n.Add(-n)
 	switch {
-	case ga.normal == 0:
-		ga.normal = mean
+	case ga.normal == 0 && (calm || other == 0):
+		ga.normal, normal = mean, mean
 	case calm:
 		ga.normal += (mean - ga.normal) * weight
+		normal = ga.normal
 	}
-	return max(mean, (sum+waited)/(float64(n)+open)) / max(ga.normal, 1)
+	return max(mean, (sum+waited)/(float64(n)+open)) / max(normal, 1)
 }
 
 // look is called every paceTicks ticks. floor is what is always allowed, in bytes a second.
 func (p *pace) look(floor float64) {
 	seconds := (paceTicks * tickInterval).Seconds()
 	taken := float64(p.taken.Swap(0))
-	some := p.writes.n.Load()+p.flushes.n.Load()+p.writes.open.Load()+p.flushes.open.Load() > 0
+	some := p.writes.active() || p.flushes.active()
 	calm, weight := taken <= 1.2*floor*seconds, 1.0/64
 	if taken == 0 {
 		weight = 1.0 / 16

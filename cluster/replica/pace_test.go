@@ -13,7 +13,7 @@ func TestPaceTakesWhatClientsLeave(t *testing.T) {
 		for range times {
 			if clients {
 				for range 8 {
-					took(&p.writes, latency)
+					took(p.writes.of(2), latency)
 				}
 			}
 			p.taken.Add(taken)
@@ -40,21 +40,21 @@ func TestPaceTakesWhatClientsLeave(t *testing.T) {
 	// A few slow writes are no evidence: nothing changes by them.
 	before := p.get()
 	p.taken.Add(much)
-	took(&p.writes, time.Second)
+	took(p.writes.of(2), time.Second)
 	p.look(floor)
 	if v := p.get(); v != before {
 		t.Fatalf("one write moved the share from %v to %v", before, v)
 	}
 	// Where everything waits, nothing ends: what waits is evidence.
-	waits := p.writes.begin() - time.Second
-	p.writes.begun.Add(-int64(time.Second))
+	waits := p.writes.of(2).begin() - time.Second
+	p.writes.of(2).begun.Add(-int64(time.Second))
 	p.taken.Add(much)
 	p.look(floor)
 	if v := p.get(); v >= before {
 		t.Fatalf("a write waits for a second, and the share goes from %v to %v", before, v)
 	}
-	p.writes.drop(waits)
-	if n, sum := p.writes.open.Load(), p.writes.begun.Load(); n != 0 || sum != 0 {
+	p.writes.of(2).drop(waits)
+	if n, sum := p.writes.of(2).open.Load(), p.writes.of(2).begun.Load(); n != 0 || sum != 0 {
 		t.Fatalf("all have ended, and %d are under way, begun at %d", n, sum)
 	}
 }
@@ -74,5 +74,34 @@ func TestPaceFloorAboveCeiling(t *testing.T) {
 	}
 	if v := p.between(10<<20, 1<<20); v != 1<<20 {
 		t.Fatalf("%d, want the ceiling", v)
+	}
+}
+
+// What a third copy costs in itself is not the copying's: with as many replicas as before, what is normal is what was normal then.
+func TestPaceKnowsWhatACopyCosts(t *testing.T) {
+	const floor, ceiling, much = 10 << 20, 100 << 20, 5 << 20
+	for _, known := range []bool{true, false} {
+		var p pace
+		look := func(times, replicas int, latency time.Duration, taken int64) {
+			for range times {
+				for range 8 {
+					took(p.writes.of(replicas), latency)
+				}
+				p.taken.Add(taken)
+				p.look(floor)
+			}
+		}
+		if known {
+			look(50, 2, 1800*time.Microsecond, 0)
+		}
+		look(50, 1, time.Millisecond, 0) // one is away
+		look(40, 2, 1900*time.Microsecond, much)
+		v := p.between(floor, ceiling)
+		if known && v != ceiling {
+			t.Errorf("writes take what they did with as many replicas: %d, want the ceiling", v)
+		}
+		if !known && v > floor+(ceiling-floor)/100 {
+			t.Errorf("nothing is known of as many replicas, and writes take twice what they did: %d, want about the floor", v)
+		}
 	}
 }

@@ -271,6 +271,16 @@ func (p *peer) close() {
 	}
 }
 
+// receivers is how many replicas entries go to now, those that are being brought up to date among them. mu is held.
+func (g *group) receivers() (n int) {
+	for _, m := range g.members {
+		if m.live && m.p.current() != nil {
+			n++
+		}
+	}
+	return n
+}
+
 // pump sends m what it has not been sent. mu of the group is held.
 func (g *group) pump(m *member, b *wire.Batch) {
 	conn := m.p.current()

@@ -209,7 +209,7 @@ func (g *group) number(en *entry, r *wire.Request, b *wire.Batch) bool {
 	}
 	en.req = r
 	if r != nil && en.Number.LSN%paceSample == 0 {
-		en.gauge = &g.e.pace.writes
+		en.gauge = g.e.pace.writes.of(g.receivers())
 		en.began = en.gauge.begin()
 	}
 	g.busy.Store(true)
