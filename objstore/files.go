@@ -123,11 +123,30 @@ func isLost(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrDamaged) || errors.Is(err, io.EOF)
 }
 
-func (s *Store) openFile(o *object, birth uint64) (*objFile, error) {
-	f, err := s.fs.Open(s.objectName(o))
-	if err != nil {
-		return nil, fmt.Errorf("open object %v: %w", o.key, err)
+// lookUp does what needs only the file system's own tables. Where these cannot be read the file system is broken: what fails again and again ends the disk, so that others
+// serve its groups. While the journal is replayed that is Open's to say.
+func (s *Store) lookUp(what string, do func() error) (err error) {
+	for range tableReads {
+		if err = do(); !errors.Is(err, syscall.EIO) {
+			break
+		}
+		s.m.readErrors.Add(1)
 	}
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, syscall.EIO) && !s.replaying:
+		return s.fail(what, err)
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
+
+func (s *Store) openFile(o *object, birth uint64) (*objFile, error) {
+	var f vfs.File
+	if err := s.lookUp("open object "+o.key.String(), func() (err error) { f, err = s.fs.Open(s.objectName(o)); return }); err != nil {
+		return nil, err
+	}
+	var err error
 	b := make([]byte, headerBytes)
 	for range tableReads {
 		if s.replaying { // after a sync that failed, memory may have what the disk has not

@@ -1,7 +1,6 @@
 package objstore
 
 import (
-	"fmt"
 	"io"
 	"sync"
 
@@ -69,9 +68,9 @@ func (s *Store) readTables(o *object, want, birth uint64) (*tables, []tableKey, 
 		return nil, nil, err
 	}
 	defer f.release()
-	size, err := f.f.Size()
-	if err != nil {
-		return nil, nil, fmt.Errorf("read object %v: %w", o.key, err)
+	var size int64
+	if err := s.lookUp("read object "+o.key.String(), func() (err error) { size, err = f.f.Size(); return }); err != nil {
+		return nil, nil, err
 	}
 	t := &tables{}
 	var keys []tableKey

@@ -393,8 +393,13 @@ func TestR22WritesWaitWhileAVidIsClosed(t *testing.T) {
 	})
 }
 
-// failing has a node's disk take no writes to its journal and objects while failWrites is set.
+// failing has a node's disk take no writes to its journal and objects while failWrites is set, and do what hook says.
 func (n *testNode) failing(op, name string) error {
+	if hook := n.hook.Load(); hook != nil {
+		if err := (*hook)(op, name); err != nil {
+			return err
+		}
+	}
 	if n.failWrites.Load() && op == "write" && (strings.Contains(name, "/journal") || strings.Contains(name, "/obj")) {
 		return syscall.EIO
 	}

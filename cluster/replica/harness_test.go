@@ -98,11 +98,14 @@ type testNode struct {
 	up    atomic.Bool
 	cut   atomic.Bool // from raft: no new maps, no proposals
 
-	deafTo     func(*state.Command) bool // of its own proposals: done, but it hears nothing of that and of anything later
-	failWrites atomic.Bool               // its disk takes nothing
+	deafTo     func(*state.Command) bool                   // of its own proposals: done, but it hears nothing of that and of anything later
+	failWrites atomic.Bool                                 // its disk takes nothing
+	hook       atomic.Pointer[func(op, name string) error] // called before each call to its disk
 
 	store    *objstore.Store
 	lostDisk bool
+	files    int             // how many it keeps open; 0: the default
+	tables   int64           // how many bytes of tables it keeps; 0: the default
 	other    *objstore.Store // a second disk; nil: none
 	homes    sync.Map        // state.GroupID → *objstore.Store, of those not on the first
 	e        *Engine
@@ -134,6 +137,9 @@ func (n *testNode) tell(m *state.Map) {
 // start begins a new incarnation.
 func (n *testNode) start() {
 	t := n.a.t
+	if n.fs.Before == nil {
+		n.fs.Before = n.failing
+	}
 	store, err := objstore.Open(n.config())
 	if err != nil {
 		t.Fatalf("open %s: %v", n.host, err)
@@ -223,7 +229,7 @@ func (n *testNode) config() objstore.Config {
 		if n.e != nil {
 			n.e.Rotten(bad)
 		}
-	}, FS: n.fs, JournalBytesMax: 8 << 20, SegmentBytes: 1 << 20, ReserveBytes: 1 << 20, Logger: testLog()}
+	}, FS: n.fs, OpenFilesMax: n.files, TableCacheBytes: n.tables, JournalBytesMax: 8 << 20, SegmentBytes: 1 << 20, ReserveBytes: 1 << 20, Logger: testLog()}
 }
 
 // kill ends the process; what it wrote to files stays.

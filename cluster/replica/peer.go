@@ -74,7 +74,7 @@ func (p *peer) current() *wire.Conn {
 func (p *peer) ensure() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.conn != nil || p.dialing || p.closed || time.Since(p.tried) < redialAfter {
+	if p.conn != nil || p.dialing || p.closed || time.Since(p.tried) < redialAfter || p.e.ctx.Err() != nil { // Close waits for what was begun before it
 		return
 	}
 	p.dialing, p.tried = true, time.Now()

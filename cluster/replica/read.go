@@ -118,12 +118,17 @@ func (g *group) readDone(r *wire.Request, v *view, st *objstore.Group, err error
 	case err != nil:
 		g.fail(r, err, b)
 	default:
-		g.e.Stats.Reads.Add(1)
-		g.e.Stats.ReadBytes.Add(int64(r.IO.Len))
-		r.Status = wire.StatusOK
-		r.Done = wire.Done{}
-		b.Complete(r)
+		g.answerRead(r, b)
 	}
+}
+
+// answerRead answers a read with the bytes in Dst. mu is held.
+func (g *group) answerRead(r *wire.Request, b *wire.Batch) {
+	g.e.Stats.Reads.Add(1)
+	g.e.Stats.ReadBytes.Add(int64(r.IO.Len))
+	r.Status = wire.StatusOK
+	r.Done = wire.Done{}
+	b.Complete(r)
 }
 
 // rerunReads looks again at reads whose entry is committed. mu is held.

@@ -10,33 +10,50 @@ import (
 	"github.com/sheepdog-go/sheepdog/objstore"
 )
 
-// repair answers a read that met a bad block of ours: the block comes from an in-sync replica, is written again on all as an ordered entry of the
-// group (STORE.md rule 12), and the read is done anew. Bad on all: the read fails (invariant 8). mu is held.
+// repair answers a request that met a bad block of ours: the block comes from an in-sync replica, is written again on all as an ordered entry of the
+// group (STORE.md rule 12), and the request is done anew. Only what is bad on all in-sync replicas fails (invariant 8): whatever else keeps us from it says nothing of
+// the other copies. mu is held.
 func (g *group) repair(r *wire.Request, v *view, bad *objstore.BlockError) {
 	g.e.log.Warn("bad block", "group", g.id, "error", bad)
 	g.e.wg.Go(func() {
 		g.e.readers <- struct{}{}
 		err := g.heal(bad)
+		if errors.Is(err, errNoRoom) && r.Kind == wire.KindRead {
+			err = g.readAround(r, v)
+		}
 		<-g.e.readers
 		var b wire.Batch
 		g.mu.Lock()
 		switch {
-		case errors.Is(err, errLater): // another is primary, or will be, or the set without who does not answer
-			g.refuse(r, wire.StatusBehind, &b)
-		case err != nil:
+		case err == nil:
+			g.again(r, &b)
+		case errors.Is(err, errRead):
+			g.answerRead(r, &b)
+		case errors.Is(err, errNoRoom):
+			r.Message = bad.Error()
+			g.refuse(r, wire.StatusNoSpace, &b)
+		case errors.Is(err, errNoCopy):
 			g.e.log.Error("repair", "group", g.id, "object", bad.Key.String(), "block", bad.Block, "error", err)
 			r.Message = bad.Error()
 			g.refuse(r, wire.StatusBad, &b)
+		case g.role == serving && g.store.Err() != nil:
+			g.fail(r, g.store.Err(), &b)
 		default:
-			g.again(r, &b)
+			g.e.early.say(g.e.log, "bad blocks wait for their repair", g.node(), g.id, err)
+			g.refuse(r, wire.StatusBehind, &b)
 		}
 		g.mu.Unlock()
 		b.End()
 	})
 }
 
-// errLater says that a repair was not possible now, which says nothing of the other copies.
-var errLater = errors.New("not now")
+// What a repair that did not happen says of the block.
+var (
+	errNoCopy = errors.New("no replica has a good copy")         // all in-sync replicas said so
+	errLater  = errors.New("not now")                            // nothing, like every other error: another is primary, or does not answer, or the set is just changing
+	errNoRoom = errors.New("no room to write a good copy again") // there is a good copy
+	errRead   = errors.New("read from good copies")              // readAround's: the bytes are there
+)
 
 const fetchMetaBytes = 16
 
@@ -53,44 +70,102 @@ func (m *fetchMeta) append(b []byte) []byte {
 	return binary.LittleEndian.AppendUint32(b, m.block)
 }
 
-// heal gets a good copy of a bad block and numbers it as an entry.
+// heal gets a good copy of a bad block and numbers it as an entry. nil says that the block is worth another look.
 func (g *group) heal(bad *objstore.BlockError) error {
-	m := fetchMeta{bad.Key, bad.Vid, uint32(bad.Block)}
 	g.mu.Lock()
-	members := append([]*member(nil), g.members...)
-	term, granted := g.term, g.granted
-	before, err := g.st.Unit(bad.Key)
+	role, granted := g.role, g.granted
 	g.mu.Unlock()
-	if errors.Is(err, objstore.ErrDamaged) {
-		return g.healObject(bad.Key, granted)
+	if role != serving {
+		return errLater
 	}
-	if err != nil {
+	data, before, err := g.goodCopy(bad)
+	switch {
+	case errors.Is(err, objstore.ErrDamaged):
+		return g.healObject(bad.Key, granted)
+	case err != nil || data == nil:
 		return err
 	}
-	var got []byte
-	silent := false
+	return g.rewrite(bad, before, data, granted)
+}
+
+// goodCopy asks the in-sync replicas for the bytes that a block of ours should have, and returns with them the object as it was before they were asked. No bytes and no
+// error: the block has become another meanwhile.
+func (g *group) goodCopy(bad *objstore.BlockError) ([]byte, *objstore.Unit, error) {
+	g.mu.Lock()
+	st, members, term := g.st, g.inSyncMembers(), g.term
+	g.mu.Unlock()
+	if st == nil {
+		return nil, nil, errLater
+	}
+	before, err := st.Unit(bad.Key)
+	if err != nil {
+		return nil, nil, err
+	}
+	want, ok := unitBlock(before, bad)
+	if !ok {
+		return nil, nil, nil
+	}
+	m := fetchMeta{bad.Key, bad.Vid, uint32(bad.Block)}
+	var silent error
 	for _, x := range members {
-		if !x.inSync {
-			continue
-		}
 		h := wire.Header{Kind: wire.KindFetch, Group: uint32(g.id), Term: term, From: g.e.self().Inc, To: x.Inc}
 		a, err := g.e.ask(g.e.ctx, x.p, h, m.append(nil), nil)
-		if want, ok := unitBlock(before, bad); err == nil && ok && len(a.data) == objstore.BlockSize && (want.State == objstore.Bad || objstore.Checksum(a.data) == want.CRC) {
-			got = a.data
-			break
+		if err == nil && len(a.data) == objstore.BlockSize && (want.State == objstore.Bad || objstore.Checksum(a.data) == want.CRC) {
+			return a.data, before, nil
 		}
-		if err != nil && a.status == wire.StatusOK || a.status == wire.StatusBehind || a.status == wire.StatusOldTerm {
-			silent = true
+		if err != nil && a.status != wire.StatusBad {
+			silent = err
 		}
 		g.e.log.Warn("no good copy there", "group", g.id, "node", x.Node, "error", err)
 	}
-	switch {
-	case got == nil && silent:
-		return fmt.Errorf("a replica did not say whether it has a good copy: %w", errLater)
-	case got == nil:
-		return errors.New("no replica has a good copy")
+	if silent != nil {
+		return nil, nil, fmt.Errorf("a replica did not say whether it has a good copy: %w", silent)
 	}
-	return g.rewrite(bad, before, got, granted)
+	now, err := st.Unit(bad.Key)
+	if err != nil {
+		return nil, nil, err
+	}
+	if is, ok := unitBlock(now, bad); !ok || is != want { // written meanwhile: they have what is newer than ours was
+		return nil, nil, nil
+	}
+	return nil, nil, errNoCopy
+}
+
+// readAround reads what is good here from here and the rest from other replicas, for disks that have no room for repairs. errRead: the bytes are there.
+func (g *group) readAround(r *wire.Request, v *view) error {
+	first, count := blocksOf(&r.IO)
+	key, chain := objstore.Key(r.IO.Key), v.chain(r.IO.Vid)
+	g.mu.Lock()
+	st, since, granted := g.st, g.last, g.granted
+	ready := g.role == serving && g.uncommitted(key, first, count, 0) == 0
+	g.mu.Unlock()
+	if !ready {
+		return nil
+	}
+	buf := wire.GetBuf(count * objstore.BlockSize)
+	defer buf.Release()
+	for i := range count {
+		block := buf.B[i*objstore.BlockSize:][:objstore.BlockSize]
+		err := st.Read(key, chain, first+i, 1, block, nil, false)
+		var bad *objstore.BlockError
+		if errors.As(err, &bad) {
+			var data []byte
+			if data, _, err = g.goodCopy(bad); err == nil && data == nil {
+				return nil
+			}
+			copy(block, data)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.role != serving || g.granted != granted || g.st != st || g.uncommitted(key, first, count, since) != 0 {
+		return nil
+	}
+	copy(r.Dst, buf.B[r.IO.Off%objstore.BlockSize:])
+	return errRead
 }
 
 // rewrite numbers the block's bytes as an entry, unless it has become another since the object was looked at before.
@@ -109,12 +184,12 @@ func (g *group) rewrite(bad *objstore.BlockError, before *objstore.Unit, data []
 	defer b.End()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for i := 0; g.copying[bad.Key] > 0 && i < 5000; i++ { // a copy of it is being made: it must not miss this
+	for i := 0; (g.copying[bad.Key] > 0 || g.paused()) && i < 5000; i++ { // a copy of it is being made: it must not miss this
 		g.mu.Unlock()
 		time.Sleep(time.Millisecond)
 		g.mu.Lock()
 	}
-	if g.role != serving || g.granted != granted || g.copying[bad.Key] > 0 {
+	if g.role != serving || g.granted != granted || g.copying[bad.Key] > 0 || g.paused() {
 		en.free()
 		return fmt.Errorf("the group moved on meanwhile: %w", errLater)
 	}
@@ -124,7 +199,10 @@ func (g *group) rewrite(bad *objstore.BlockError, before *objstore.Unit, data []
 		return err // it changed meanwhile: the read looks again
 	}
 	if !g.number(en, nil, &b) {
-		return errors.New("no room for the repaired block")
+		if err := g.store.Err(); err != nil {
+			return err
+		}
+		return errNoRoom
 	}
 	g.e.Stats.Repaired.Add(1)
 	return nil
@@ -140,25 +218,28 @@ func (g *group) healObject(key objstore.Key, granted uint64) error {
 	}
 	defer r.loud(key)
 	g.mu.Lock()
-	members := append([]*member(nil), g.members...)
-	st, store := g.st, g.store
+	members, st, store := g.inSyncMembers(), g.st, g.store
 	g.mu.Unlock()
-	err := errors.New("no other replica is in sync")
+	if st == nil {
+		return errLater
+	}
+	result := errNoCopy
 	for _, x := range members {
-		if !x.inSync {
-			continue
-		}
 		r.x = x
-		if err = r.fetchObject(st, key); err == nil {
+		err := r.fetchObject(st, key)
+		if err == nil {
 			g.e.Stats.Repaired.Add(1)
 			return store.Commit()
 		}
 		g.e.log.Warn("copy a damaged object from there", "group", g.id, "object", key.String(), "node", x.Node, "error", err)
+		if !errors.Is(err, errNoCopy) {
+			result = err
+		}
 	}
-	return err
+	return result
 }
 
-// fetchObject makes our object what the replica's is.
+// fetchObject makes our object what the replica's is. errNoCopy: the replica has none that is whole.
 func (r *resync) fetchObject(st *objstore.Group, key objstore.Key) error {
 	var keyMeta [8]byte
 	wireKey(keyMeta[:], key)
@@ -167,7 +248,7 @@ func (r *resync) fetchObject(st *objstore.Group, key objstore.Key) error {
 		return st.DeleteObject(key)
 	}
 	if err != nil {
-		return err
+		return notCopied(a, err)
 	}
 	u, err := objstore.ParseUnit(a.meta)
 	if err != nil {
@@ -183,15 +264,25 @@ func (r *resync) fetchObject(st *objstore.Group, key objstore.Key) error {
 			return
 		}
 		m := fetchMeta{key, vb.vid, uint32(vb.block)}
-		var a reply
-		if a, err = r.call(wire.KindFetch, 0, m.append(nil), nil); err == nil {
-			err = cp.Put(vb.vid, int(vb.block), []uint32{crc}, a.data)
+		a, asked := r.call(wire.KindFetch, 0, m.append(nil), nil)
+		if asked != nil {
+			err = notCopied(a, asked)
+			return
 		}
+		err = cp.Put(vb.vid, int(vb.block), []uint32{crc}, a.data)
 	})
 	if err != nil {
 		return err
 	}
 	return cp.Install(u)
+}
+
+// notCopied tells a replica that has no good copy from one that did not say.
+func notCopied(a reply, err error) error {
+	if a.status == wire.StatusBad {
+		return fmt.Errorf("%w: %w", errNoCopy, err)
+	}
+	return err
 }
 
 // sameBlock says whether the block's entry is what it was, and that the bytes that were fetched are the ones it should have.
@@ -238,9 +329,13 @@ func (g *group) fetchBlock(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 		if block < objstore.BlocksPerObject {
 			err = st.ReadSlotOf(key, vid, int(block), buf.B)
 		}
-		if h.Status = statusOf(err); err == nil {
+		switch h.Status = statusOf(err); {
+		case err == nil:
 			data = buf.B
-		} else {
+		case errors.Is(err, objstore.ErrStale): // an in-sync replica without the block: no copy either
+			h.Status = wire.StatusBad
+			fallthrough
+		default:
 			meta = []byte(err.Error())
 		}
 		c.Send(&h, meta, data, buf)

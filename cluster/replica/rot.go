@@ -46,9 +46,9 @@ func (e *Engine) repairRot() {
 			case err == nil:
 				e.Stats.RotRepaired.Add(1)
 				e.log.Info("what the scrub found is repaired", "group", uint32(bad.Group), "object", bad.Key.String(), "block", bad.Block)
-			case errors.Is(err, errNotNow):
+			case !errors.Is(err, errNoCopy):
 				e.log.Info("what the scrub found cannot be repaired now: the next round looks again", "group", uint32(bad.Group), "object", bad.Key.String(), "why", err)
-			case e.ctx.Err() == nil:
+			default:
 				e.Stats.RotLeft.Add(1)
 				e.log.Error("what the scrub found cannot be repaired: no replica has it whole", "group", uint32(bad.Group), "object", bad.Key.String(),
 					"block", bad.Block, "vid", fmt.Sprintf("%06x", bad.Vid), "error", err)
@@ -56,8 +56,6 @@ func (e *Engine) repairRot() {
 		}
 	}
 }
-
-var errNotNow = errors.New("the group is not in a state for it")
 
 // healRot repairs one finding.
 func (g *group) healRot(bad *objstore.BlockError) error {
@@ -70,7 +68,7 @@ func (g *group) healRot(bad *objstore.BlockError) error {
 	case role == secondary && agree != nil && isMember(agree.InSync, g.e.self()) && agree.Primary.Node != state.NoNode:
 		return g.askHeal(bad, agree)
 	}
-	return errNotNow
+	return errLater
 }
 
 // askHeal asks the primary.
@@ -84,16 +82,16 @@ func (g *group) askHeal(bad *objstore.BlockError, agree *state.Group) error {
 		p.ensure()
 		select {
 		case <-g.e.ctx.Done():
-			return errNotNow
+			return errLater
 		case <-time.After(25 * time.Millisecond):
 		}
 	}
 	h := wire.Header{Kind: wire.KindRotten, Group: uint32(g.id), Term: agree.Term, From: g.e.self().Inc, To: agree.Primary.Inc}
 	a, err := g.e.ask(g.e.ctx, p, h, m.append(nil), nil)
-	if err != nil && a.status != wire.StatusBad {
-		return fmt.Errorf("%w: %w", errNotNow, err)
+	if err != nil {
+		return notCopied(a, err)
 	}
-	return err
+	return nil
 }
 
 // rotten is a secondary's request to number a block of its again.
@@ -112,10 +110,10 @@ func (e *Engine) rotten(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 		switch {
 		case err == nil:
 			h.Status = wire.StatusOK
-		case errors.Is(err, errNotNow):
-			h.Status = wire.StatusBehind
-		default:
+		case errors.Is(err, errNoCopy):
 			h.Status, meta = wire.StatusBad, []byte(err.Error())
+		default:
+			h.Status, meta = wire.StatusBehind, []byte(err.Error())
 		}
 		c.Send(&h, meta, nil, nil)
 		c.Flush()
@@ -133,7 +131,7 @@ func (g *group) healFor(from, to uint64, m *fetchMeta) error {
 	}
 	if g.role != serving || to != g.e.self().Inc || x == nil || g.paused() {
 		g.mu.Unlock()
-		return errNotNow
+		return errLater
 	}
 	if m.block == wholeObject { // its tables are lost: it is brought up to date as a whole
 		g.e.log.Warn("a replica has lost an object's tables: it is resynced", "group", g.id, "node", x.Node, "object", m.key.String())
@@ -167,5 +165,5 @@ func (g *group) healFor(from, to uint64, m *fetchMeta) error {
 	case errors.As(err, &mine): // ours is bad, too
 		return g.heal(mine)
 	}
-	return fmt.Errorf("%w: %w", errNotNow, err)
+	return err
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"syscall"
 
 	"github.com/sheepdog-go/sheepdog/cluster/state"
 	"github.com/sheepdog-go/sheepdog/cluster/wire"
@@ -256,11 +257,26 @@ func (g *group) fail(r *wire.Request, err error, b *wire.Batch) {
 		g.refuse(r, wire.StatusBehind, b)
 		return
 	}
+	if s == wire.StatusFailed && passes(err) {
+		g.e.early.say(g.e.log, "requests wait for what will pass", g.node(), g.id, err)
+		g.refuse(r, wire.StatusBusy, b)
+		return
+	}
 	r.Message = err.Error()
 	if s == wire.StatusFailed {
 		g.e.log.Error("request failed", "kind", r.Kind.String(), "group", g.id, "key", fmt.Sprintf("%016x", r.IO.Key), "off", r.IO.Off, "error", err)
 	}
 	g.refuse(r, s, b)
+}
+
+// passes says that an error says nothing of the disk or the data: the request is to be tried again.
+func passes(err error) bool {
+	for _, e := range []error{objstore.ErrStale, objstore.ErrDropped, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 // statusOf says what an error of the store means to who asked.
