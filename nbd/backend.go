@@ -70,6 +70,14 @@ type Device interface {
 	Close() error
 }
 
+// Preparer is a Device that wants to look at a large write's payload while it is in the cache of the processor which read it from the socket, to sum it, say:
+// the Device's other calls for it may be another processor's.
+type Preparer interface {
+	// Prepare is called before Submit, in the reader's goroutine, for some of the writes, and beside calls of Submit and Push for earlier requests. It
+	// leaves what it found in the request's Tag or Aux. A request that was prepared is not always submitted.
+	Prepare(r *Request)
+}
+
 // check completes an ExportInfo with defaults and refuses one that the protocol can't express.
 func (e *ExportInfo) check(asked string, maxPayload uint32) error {
 	if e.Name == "" {

@@ -27,11 +27,12 @@ type Conn struct {
 	name   string // export
 	opened time.Time
 
-	nc     net.Conn
-	tr     transport
-	dev    Device
-	terms  terms
-	cancel context.CancelFunc // ends the Device's context
+	nc       net.Conn
+	tr       transport
+	dev      Device
+	preparer Preparer // dev, if it is one
+	terms    terms
+	cancel   context.CancelFunc // ends the Device's context
 
 	in         input  // reader goroutine only
 	taken      uint64 // requests taken from the client so far; reader goroutine only

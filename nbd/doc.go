@@ -23,7 +23,7 @@
 //	client ◄─ socket ◄─ sender ◄──────────── queue ◄──────────────┘
 //
 // A large write with more behind it is given to the connection's submitter goroutine, so that the Device takes it while the reader takes
-// the next one from the socket (handoff.go).
+// the next one from the socket (handoff.go). A [Preparer] sees it before that, while it is in the reader's processor's cache.
 //
 // Whoever answers while nobody sends becomes the sender, and takes along what others queue meanwhile. A sender never waits for
 // the socket: when it is full, the connection's writer goroutine takes over, so that a client that doesn't read holds up

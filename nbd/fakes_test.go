@@ -13,6 +13,7 @@ type fakeBackend struct {
 	info   ExportInfo
 	submit func(r *Request)
 	push   func()
+	ready  func(r *Request) // Prepare
 	open   func(ctx context.Context) error
 	device func() Device // instead of the fake one
 
@@ -72,6 +73,12 @@ func (d *fakeDevice) Submit(r *Request) {
 		return
 	}
 	d.b.submit(r)
+}
+
+func (d *fakeDevice) Prepare(r *Request) {
+	if d.b.ready != nil {
+		d.b.ready(r)
+	}
 }
 
 func (d *fakeDevice) Push() {

@@ -32,6 +32,9 @@ func (c *Conn) handOff(r *Request, payload uint64) bool {
 		c.submitter = s
 		go s.run()
 	}
+	if worth && c.preparer != nil {
+		c.preparer.Prepare(r)
+	}
 	s.mu.Lock()
 	if !s.busy && !worth {
 		s.mu.Unlock()

@@ -9,9 +9,9 @@ import (
 )
 
 // TestHandOff: large and small requests in one stream. Calls of the Device never overlap, every request is answered once, and some go through
-// the submitter.
+// the submitter, which are prepared before.
 func TestHandOff(t *testing.T) {
-	var inside, overlaps, handed, pushed atomic.Int32
+	var inside, overlaps, handed, pushed, prepared, wrong atomic.Int32
 	var sum atomic.Uint64
 	call := func(f func()) {
 		if inside.Add(1) != 1 {
@@ -22,8 +22,16 @@ func TestHandOff(t *testing.T) {
 	}
 	var waiting []*Request // guarded by the promise under test
 	b := &fakeBackend{info: allCan(1 << 30)}
+	content := func(r *Request) uint64 { return r.Offset<<16 | uint64(r.Data[0])<<8 | uint64(r.Data[7]) }
+	b.ready = func(r *Request) {
+		prepared.Add(1)
+		r.Aux = content(r)
+	}
 	b.submit = func(r *Request) {
 		call(func() {
+			if r.Aux != 0 && r.Aux != content(r) {
+				wrong.Add(1)
+			}
 			if s := r.conn.submitter; s != nil {
 				s.mu.Lock()
 				if s.busy {
@@ -89,6 +97,9 @@ func TestHandOff(t *testing.T) {
 	}
 	if handed.Load() == 0 {
 		t.Error("nothing went through the submitter")
+	}
+	if prepared.Load() == 0 || wrong.Load() > 0 {
+		t.Errorf("%d requests were prepared, of which %d were others when they were submitted", prepared.Load(), wrong.Load())
 	}
 	if sum.Load() != sent {
 		t.Errorf("payloads add up to %d, sent %d", sum.Load(), sent)

@@ -55,7 +55,7 @@ type Request struct {
 	// for what Zeroes covers. It is 4096-aligned and part of Buffer.
 	Data []byte
 
-	// Tag and Aux are the Device's own, empty at Submit, so that it needs no map from requests to its state.
+	// Tag and Aux are the Device's own, empty at Submit but for what Prepare left there, so that it needs no map from requests to its state.
 	Tag any
 	Aux uint64
 

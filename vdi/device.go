@@ -50,9 +50,20 @@ var requests = sync.Pool{New: func() any {
 	return q
 }}
 
+// Prepare sums a write's blocks.
+func (d *Device) Prepare(r *nbd.Request) {
+	q := requests.Get().(*request)
+	q.op.Sums = client.AppendSums(q.op.Sums[:0], r.Offset, r.Data)
+	r.Tag = q
+}
+
 // Submit starts a request.
 func (d *Device) Submit(r *nbd.Request) {
-	q := requests.Get().(*request)
+	q, prepared := r.Tag.(*request)
+	if !prepared {
+		q = requests.Get().(*request)
+		q.op.Sums = q.op.Sums[:0]
+	}
 	q.r = r
 	op := &q.op
 	op.Off, op.Len, op.Data, op.Owner, op.FUA, op.Provision, op.Gone, op.Done = r.Offset, r.Length, nil, nil, r.FUA, false, &d.gone, done

@@ -116,6 +116,24 @@ func TestPiecesOfEverySizeComeBack(t *testing.T) {
 	})
 }
 
+// Checksums that the caller brings go with the pieces they are of: the fake node compares each with its block.
+func TestSumsOfTheCaller(t *testing.T) {
+	each(t, 3, func(t *testing.T, f *fake, c *Client) {
+		d := open(t, c, "alpha")
+		off, data := uint64(objectSize-2*blockSize), pattern(objectSize+5*blockSize, 9)
+		if err := do(d, &Op{Kind: wire.KindWrite, Off: off, Len: uint64(len(data)), Data: data, Sums: AppendSums(nil, off, data)}); err != nil {
+			t.Fatal(err)
+		}
+		if got := read(t, d, off, len(data)); !bytes.Equal(got, data) {
+			t.Error("comes back changed")
+		}
+		if s := AppendSums(nil, 512, data); s != nil {
+			t.Error("a write that is not whole blocks has no checksums of blocks")
+		}
+		closeAll(t, c, d)
+	})
+}
+
 // A request of many objects ends soon when nobody waits for it any more.
 func TestWhatNobodyWaitsForIsGivenUp(t *testing.T) {
 	each(t, 3, func(t *testing.T, f *fake, c *Client) {

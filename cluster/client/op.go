@@ -20,6 +20,8 @@ type Op struct {
 	Off  uint64    // bytes within the disk
 	Len  uint64    // bytes; of a read or a write: len(Data)
 	Data []byte    // KindRead: to be filled; KindWrite: the payload
+	// Sums is what AppendSums says of a write's payload and Off, if the caller asked it already; else empty.
+	Sums []byte
 	// Owner keeps the payload of a write alive: it is retained for as long as the bytes are needed, which is until they are flushed
 	// (R17). nil: the client copies them.
 	Owner wire.Holder

@@ -97,6 +97,11 @@ func (p *piece) prepare(op *Op, index, off, n uint32) {
 	case r.Kind == wire.KindWrite:
 		r.Data, r.Owner = op.Data[at:at+uint64(n):at+uint64(n)], op.Owner
 		p.own()
+		if len(op.Sums) > 0 {
+			p.crcs = append(p.crcs[:0], op.Sums[at/blockSize*4:][:n/blockSize*4]...)
+			r.IO.CRCs = p.crcs
+			break
+		}
 		p.sum()
 	}
 }
@@ -126,11 +131,23 @@ func (p *piece) sum() {
 		r.IO.Sum = wire.Checksum(r.Data)
 		return
 	}
-	p.crcs = p.crcs[:0]
-	for at := 0; at < len(r.Data); at += blockSize {
-		p.crcs = binary.LittleEndian.AppendUint32(p.crcs, wire.Checksum(r.Data[at:at+blockSize]))
-	}
+	p.crcs = appendSums(p.crcs[:0], r.Data)
 	r.IO.CRCs = p.crcs
+}
+
+// AppendSums appends the checksums of the blocks of a write to off, for Op.Sums; none if it is not whole blocks.
+func AppendSums(sums []byte, off uint64, data []byte) []byte {
+	if (off|uint64(len(data)))%blockSize != 0 {
+		return sums
+	}
+	return appendSums(sums, data)
+}
+
+func appendSums(sums, data []byte) []byte {
+	for at := 0; at < len(data); at += blockSize {
+		sums = binary.LittleEndian.AppendUint32(sums, wire.Checksum(data[at:at+blockSize]))
+	}
+	return sums
 }
 
 func wholeBlocks(off, n uint32) bool { return (off|n)%blockSize == 0 }
