@@ -561,3 +561,39 @@ func TestRefusals(t *testing.T) {
 		t.Fatalf("bad name: %v", err)
 	}
 }
+
+// TestNoDescriptorLeft: where the process may open no more files, those that are open without need are closed, and nobody notices.
+func TestNoDescriptorLeft(t *testing.T) {
+	const objects, most = 12, 3
+	sim, _, s := simStore(t, func(c *Config) { c.TableCacheBytes, c.OpenFilesMax = tableCost, most })
+	g := s.Group(1)
+	write := func(seed uint64, blocks int) {
+		for i := range objects {
+			stage(t, g, Entry{Kind: KindWrite, Key: MakeKey(1, uint32(i)), Vid: 1, Gen: 1, Data: fill(seed+uint64(i), blocks)})
+		}
+	}
+	write(1, 1)
+	if err := s.Checkpoint(); err != nil {
+		t.Fatal(err)
+	}
+	refused := 0
+	sim.Before = func(op, name string) error {
+		if op != "open" && op != "create" || !strings.Contains(name, "/obj/") {
+			return nil
+		}
+		s.files.mu.Lock()
+		defer s.files.mu.Unlock()
+		if len(s.files.clock) < most {
+			return nil
+		}
+		refused++
+		return syscall.EMFILE
+	}
+	for i := range objects {
+		wantRead(t, g, MakeKey(1, uint32(i)), []VidGen{{1, 1}}, 0, fill(1+uint64(i), 1))
+	}
+	if refused == 0 || s.Err() != nil {
+		t.Errorf("%d refused, %v", refused, s.Err())
+	}
+	sim.Before = nil
+}

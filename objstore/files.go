@@ -123,22 +123,31 @@ func isLost(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrDamaged) || errors.Is(err, io.EOF)
 }
 
-// lookUp does what needs only the file system's own tables. Where these cannot be read the file system is broken: what fails again and again ends the disk, so that others
-// serve its groups. While the journal is replayed that is Open's to say.
+// lookUp does what needs only the file system's own tables. Where these cannot be read, or opened for writing, the file system is broken: what fails again and again ends the
+// disk, so that others serve its groups. While the journal is replayed that is Open's to say.
 func (s *Store) lookUp(what string, do func() error) (err error) {
 	for range tableReads {
-		if err = do(); !errors.Is(err, syscall.EIO) {
+		if err = do(); err == nil {
+			return nil
+		}
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOMEM) {
 			break
+		}
+		if isShort(err) {
+			s.closeSome() // that may do for this one
+			continue
 		}
 		s.m.readErrors.Add(1)
 	}
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, syscall.EIO) && !s.replaying:
-		return s.fail(what, err)
+	if errors.Is(err, fs.ErrNotExist) || isShort(err) || s.replaying {
+		return fmt.Errorf("%s: %w", what, err)
 	}
-	return fmt.Errorf("%s: %w", what, err)
+	return s.fail(what, err)
+}
+
+// isShort says that an error is of this process or machine, which has too little of something, not of the disk.
+func isShort(err error) bool {
+	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.ENOMEM)
 }
 
 func (s *Store) openFile(o *object, birth uint64) (*objFile, error) {
@@ -248,7 +257,8 @@ func (s *Store) writeError(what string, err error) error {
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		s.noteFull()
 		return fmt.Errorf("%s: %w", what, err)
-	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE), errors.Is(err, syscall.ENOMEM):
+	case isShort(err):
+		s.closeSome() // for who tries again
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	return s.fail(what, err)
@@ -263,7 +273,21 @@ func (s *Store) keepOpen(f *objFile) {
 	c.clock = append(c.clock, f)
 	over := len(c.clock) - s.cfg.OpenFilesMax
 	c.mu.Unlock()
-	for tries := 2 * s.cfg.OpenFilesMax; over > 0 && tries > 0; tries-- {
+	s.closeUnused(f, over, 2*s.cfg.OpenFilesMax)
+}
+
+// closeSome gives a part of the open files back, where there are no descriptors any more.
+func (s *Store) closeSome() {
+	s.files.mu.Lock()
+	n := len(s.files.clock)
+	s.files.mu.Unlock()
+	s.closeUnused(nil, n/4+1, 2*n)
+}
+
+// closeUnused closes up to so many files that were not used lately, but not keep.
+func (s *Store) closeUnused(keep *objFile, over, tries int) {
+	c := &s.files
+	for ; over > 0 && tries > 0; tries-- {
 		c.mu.Lock()
 		if len(c.clock) == 0 {
 			c.mu.Unlock()
@@ -272,7 +296,7 @@ func (s *Store) keepOpen(f *objFile) {
 		c.hand = (c.hand + 1) % len(c.clock)
 		v := c.clock[c.hand]
 		c.mu.Unlock()
-		if v != f && !v.used.Swap(false) && s.closeFile(v) {
+		if v != keep && !v.used.Swap(false) && s.closeFile(v) {
 			over--
 		}
 	}
