@@ -224,7 +224,7 @@ func (w *world) stopped(v *volume) bool {
 
 // Registers of a volume: places where something is at stake. Blocks that large writes and small ones share, the seam of two objects, sectors of one block.
 const (
-	volumeBytes = 12 << 20
+	volumeBytes = 28 << 20
 	objectBytes = client.ObjectSize
 	blockBytes  = client.BlockSize
 	sectorBytes = 512
@@ -238,6 +238,7 @@ func newVolume(name string, shared bool, groupOf func(index uint32) state.GroupI
 		{off: objectBytes - blockBytes, len: blockBytes}, {off: objectBytes, len: blockBytes},
 		{off: objectBytes + 600*blockBytes, len: blockBytes},
 		{off: 2*objectBytes + 5*blockBytes, len: sectorBytes}, {off: 2*objectBytes + 5*blockBytes + 7*sectorBytes, len: sectorBytes},
+		{off: 3 * objectBytes, len: blockBytes}, {off: 4 * objectBytes, len: blockBytes}, {off: 5 * objectBytes, len: blockBytes}, {off: 7*objectBytes - blockBytes, len: blockBytes},
 	} {
 		r.group = groupOf(uint32(r.off / objectBytes))
 		v.regs = append(v.regs, r)

@@ -10,19 +10,44 @@ import (
 	"github.com/sheepdog-go/sheepdog/objstore/vfs/simfs"
 )
 
-// diskFaults are what a machine's disk does wrong. Each field is how many more calls fail so.
+// diskFaults are what a machine's disk does wrong. Each field is how many more calls fail so, but for those of a disk that dies.
 type diskFaults struct {
 	reads, writes, syncs atomic.Int64
-	any                  atomic.Bool // one has failed since the last start: the store may be at its end
+	left                 atomic.Int64             // calls until it dies
+	dead                 atomic.Pointer[deadDisk] // nil: it lives
+	any                  atomic.Bool              // one has failed since the last start: the store may be at its end
+}
+
+// deadDisk is how a whole disk fails, from some call on and until its machine's power is cut.
+type deadDisk struct {
+	name   string
+	err    error
+	spares func(op string) bool // calls that still work
+}
+
+var deadDisks = []*deadDisk{
+	{"dies", syscall.EIO, func(op string) bool { return false }},
+	{"dies, but says how much room it has", syscall.EIO, func(op string) bool { return op == "statfs" }},
+	{"loses its names, but not its files", syscall.EIO, func(op string) bool {
+		return op == "read" || op == "write" || op == "sync" || op == "writeback" || op == "statfs"
+	}},
+	{"becomes read-only", syscall.EROFS, func(op string) bool {
+		return op == "read" || op == "size" || op == "readdir" || op == "getxattr" || op == "statfs" || op == "sync" || op == "syncdir" || op == "syncfs" || op == "writeback"
+	}},
+	{"is shut down by its file system", syscall.EUCLEAN, func(op string) bool { return op == "statfs" }},
 }
 
 func (f *diskFaults) on(d *simfs.FS) {
 	d.Before = func(op, name string) error {
+		if how := f.dead.Load(); how != nil && (f.left.Load() <= 0 || f.left.Add(-1) < 0) && !how.spares(op) {
+			f.any.Store(true)
+			return how.err
+		}
 		if !strings.Contains(name, "/obj") && !strings.Contains(name, "/journal") {
 			return nil
 		}
 		switch op {
-		case "read":
+		case "read", "open", "size":
 			return f.fail(&f.reads)
 		case "write":
 			return f.fail(&f.writes)
@@ -74,5 +99,6 @@ func (f *diskFaults) clear() {
 	f.reads.Store(0)
 	f.writes.Store(0)
 	f.syncs.Store(0)
+	f.dead.Store(nil)
 	f.any.Store(false)
 }

@@ -41,7 +41,7 @@ func timeout(d time.Duration) (context.Context, context.CancelFunc) {
 // kinds are all faults, the more usual ones more than once.
 var kinds = []func(d *driver){
 	(*driver).kill, (*driver).kill, (*driver).power, (*driver).power, (*driver).all, (*driver).several, (*driver).partition, (*driver).partition, (*driver).isolate,
-	(*driver).pause, (*driver).resets, (*driver).slow, (*driver).disk, (*driver).clients, (*driver).clients, (*driver).people, (*driver).people, (*driver).restart,
+	(*driver).pause, (*driver).resets, (*driver).slow, (*driver).disk, (*driver).dies, (*driver).dies, (*driver).clients, (*driver).clients, (*driver).people, (*driver).people, (*driver).restart,
 }
 
 // fault does one thing, lets time pass, and mostly undoes it.
@@ -260,7 +260,7 @@ func (d *driver) disk() {
 	f := &m.faults
 	n := int64(1 + d.r.IntN(3))
 	switch k := d.r.IntN(3); {
-	case k == 0 && d.w.copies > 2 && len(d.undo) == 0 && d.w.whole():
+	case k == 0 && d.w.copies > 2 && d.wellAgain():
 		d.reads(m, n)
 		return
 	case k <= 1:
@@ -270,15 +270,63 @@ func (d *driver) disk() {
 		d.w.event("%d syncs of %s fail", n, m.host)
 		f.syncs.Store(n)
 	}
-	d.undo = append(d.undo, func() {
-		if !f.any.Load() || m.running() == nil {
-			f.clear()
-			return
+	d.undo = append(d.undo, func() { d.newDisk(m) })
+}
+
+// wellAgain undoes what is wrong and says that all copies are there.
+func (d *driver) wellAgain() bool {
+	for range 3 {
+		list := d.undo
+		d.undo = nil
+		for _, u := range list {
+			u()
 		}
-		d.w.event("%s gets its disk back", m.host)
-		d.w.end(true, m)
-		d.start(m)
-	})
+	}
+	for range 50 {
+		if len(d.undo) == 0 && d.w.whole() {
+			return true
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	return false
+}
+
+// dies has every call to a disk fail, from one on that comes soon, while all other copies are there: no client may be told. It is given so long that its
+// store has noticed; before that, what it had alone would be lost if the others went.
+func (d *driver) dies() {
+	if d.w.copies < 3 || !d.wellAgain() {
+		return
+	}
+	m := d.machine()
+	n := m.running()
+	if n == nil {
+		return
+	}
+	how, calls := deadDisks[d.r.IntN(len(deadDisks))], d.r.IntN(40)
+	if d.r.IntN(3) == 0 {
+		calls = d.r.IntN(400)
+	}
+	d.w.event("the disk of %s %s in %d calls", m.host, how.name, calls)
+	m.faults.left.Store(int64(calls))
+	m.faults.dead.Store(how)
+	for range 100 {
+		if st := n.Stores(); len(st) == 0 || st[0].Err() != nil {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	d.undo = append(d.undo, func() { d.newDisk(m) })
+}
+
+// newDisk gives a machine its disk back, as a power cut leaves it, if it has failed.
+func (d *driver) newDisk(m *machine) {
+	if !m.faults.any.Load() || m.running() == nil {
+		m.faults.clear()
+		return
+	}
+	d.w.event("%s gets its disk back", m.host)
+	d.w.end(true, m)
+	d.start(m)
 }
 
 // reads fails some while all other copies are there: what the only good copy cannot read is lost, and a checkpoint or a resync may be who finds out. Then the

@@ -11,7 +11,9 @@
 // and lose what was under way; links are slow, each differently. Clients' hosts too. So messages are lost, late, repeated (by who sends them again) and overtaken by those of other
 // connections. Gossip always works: it decides nothing.
 //
-// Disks: writes and syncs fail with EIO, a few calls long, and reads while all copies are there, since what the only good copy cannot read is lost; a store that is at its end for it is opened again, after a power cut, by a person's word.
+// Disks: writes and syncs fail with EIO, a few calls long, and reads while all copies are there, since what the only good copy cannot read is lost; or all calls from some moment on: a disk that dies, loses its
+// names, becomes read-only or is shut down by its file system. A store that is at its end for it is opened again, after a power cut, by a person's word. Many seeds keep hardly any
+// table in memory and hardly any file open, so that the paths to a cold object are walked all the time.
 //
 // People: nodes join, are drained, taken back, removed; snapshots are taken and deleted, clones made, written and deleted; VDIs are created and deleted; a VDI is taken from who
 // has it.
@@ -109,6 +111,9 @@ func simulate(t *testing.T, seed uint64) {
 // build makes a cluster and the volumes, and begins to use them.
 func (w *world) build() bool {
 	r := w.rng
+	if r.IntN(3) > 0 { // hardly anything is kept in memory
+		w.tables, w.files, w.checkpoints = 1+r.Int64N(30<<10), 1+r.IntN(3), time.Duration(200+r.IntN(1000))*time.Millisecond
+	}
 	n := 3 + min(r.IntN(3), r.IntN(3))
 	if r.IntN(10) == 0 {
 		n = 6 + r.IntN(4)
@@ -143,7 +148,7 @@ func (w *world) build() bool {
 		}
 	}
 	w.copies = copies
-	w.event("%d nodes, %d copies, zones %v", n, copies, zones)
+	w.event("%d nodes, %d copies, zones %v, %d bytes of tables and %d files kept", n, copies, zones, w.tables, w.files)
 	for i := range 2 {
 		if v := w.create(fmt.Sprint("v", i), i == 1 && *simShared); v != nil {
 			w.useVolume(v)

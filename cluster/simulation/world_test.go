@@ -31,10 +31,15 @@ type world struct {
 	seed   uint64
 	copies int
 	rng    *rand.Rand // the driver's alone
-	net    *memnet.Net
-	start  time.Time
-	hub    hub
-	seq    atomic.Int64 // orders everything that clients call and are told
+
+	tables      int64 // how much of its tables a store keeps in memory, in bytes
+	files       int   // how many files it keeps open; 0: the default
+	checkpoints time.Duration
+
+	net   *memnet.Net
+	start time.Time
+	hub   hub
+	seq   atomic.Int64 // orders everything that clients call and are told
 
 	mu       sync.Mutex // guards what follows
 	machines []*machine
@@ -88,7 +93,7 @@ type loss struct {
 }
 
 func newWorld(t *testing.T, seed uint64) *world {
-	return &world{t: t, seed: seed, rng: rand.New(rand.NewPCG(seed, 11)), net: memnet.New(), start: time.Now(), hub: hub{met: map[string]gossip.Meta{}},
+	return &world{t: t, seed: seed, rng: rand.New(rand.NewPCG(seed, 11)), net: memnet.New(), start: time.Now(), tables: 1 << 20, checkpoints: 5 * time.Second, hub: hub{met: map[string]gossip.Meta{}},
 		best: state.New(), resumes: map[state.GroupID]uint64{}, stop: make(chan struct{})}
 }
 
@@ -209,8 +214,8 @@ func (m *machine) run() {
 		w.t.Errorf("mend %s: %v", m.host, err)
 	}
 	n, err := node.Start(node.Config{Dirs: []string{"/d"}, Listen: m.host + ":7000", Zone: m.zone, VNodes: m.vnodes, Net: w.net.Host(m.host), Raft: m.raft,
-		Store: objstore.Config{FS: disk, SegmentBytes: 256 << 10, JournalBytesMax: 2 << 20, ReserveBytes: 256 << 10, TableCacheBytes: 1 << 20,
-			CheckpointInterval: 5 * time.Second, ScrubBytesPerSecond: -1},
+		Store: objstore.Config{FS: disk, SegmentBytes: 256 << 10, JournalBytesMax: 2 << 20, ReserveBytes: 256 << 10, TableCacheBytes: m.w.tables, OpenFilesMax: m.w.files,
+			CheckpointInterval: m.w.checkpoints, ScrubBytesPerSecond: -1},
 		BootID: strings.Repeat("b", 36), Clock: m.clock,
 		Finder: func(self gossip.Meta, _ func()) (node.Finder, error) {
 			f := hubFinder{&w.hub, self.UUID}
