@@ -2,6 +2,8 @@ package replica
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync/atomic"
@@ -22,13 +24,36 @@ func TestFailure25ADiskThatDiesCostsNoReaderAnError(t *testing.T) {
 	for _, writes := range []bool{false, true} {
 		for k := int64(0); k < 50; k += 1 + k/5 {
 			t.Run(fmt.Sprintf("writes %v, call %d", writes, k), func(t *testing.T) {
-				synctest.Test(t, func(t *testing.T) { dyingDisk(t, objects, writes, k) })
+				synctest.Test(t, func(t *testing.T) {
+					dyingDisk(t, objects, writes, k, func(op string) error { return syscall.EIO })
+				})
 			})
 		}
 	}
 }
 
-func dyingDisk(t *testing.T, objects uint32, writes bool, k int64) {
+// The same where a file system turns read-only, or shuts itself down, before anything was written: a file cannot be opened any more, and that is no bad copy.
+func TestFailure25AFileSystemThatEndsCostsNoReaderAnError(t *testing.T) {
+	for name, fails := range map[string]func(op string) error{
+		"read-only": func(op string) error {
+			switch op {
+			case "open", "create", "link", "write", "mkdir", "remove", "rename", "allocate", "setxattr":
+				return syscall.EROFS
+			}
+			return nil
+		},
+		"shut down": func(op string) error { return syscall.EUCLEAN },
+		"unplugged": func(op string) error { return syscall.ENXIO },
+	} {
+		for k := int64(0); k < 20; k += 1 + k/2 {
+			t.Run(fmt.Sprintf("%s, call %d", name, k), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) { dyingDisk(t, 4, k%2 == 1, k, fails) })
+			})
+		}
+	}
+}
+
+func dyingDisk(t *testing.T, objects uint32, writes bool, k int64, fails func(op string) error) {
 	c := newCluster(t, 3, 3, 4)
 	c.whole(5 * time.Second)
 	c.a.must(&state.Command{CreateVDI: &state.CreateVDI{Name: "d", Size: uint64(objects) << 22}})
@@ -49,7 +74,7 @@ func dyingDisk(t *testing.T, objects uint32, writes bool, k int64) {
 	var calls atomic.Int64
 	die := func(op, name string) error {
 		if op != "statfs" && calls.Add(1) > k {
-			return syscall.EIO
+			return fails(op)
 		}
 		return nil
 	}
@@ -182,5 +207,200 @@ func TestFailure24SilentReplicaIsNoBadCopy(t *testing.T) {
 		if out, s := tc.do(t.Context(), wire.KindRead, 0, 0, 0, uint32(len(want)), nil); s != wire.StatusOK || !bytes.Equal(out, want) {
 			t.Errorf("read: %v", s)
 		}
+	})
+}
+
+// primaryOf is the group's state on a node.
+func primaryOf(c *cluster, n *testNode) *group { return n.e.group(c.a.cur().Groups[0].ID) }
+
+// blockOf is the error that block i of the disk's only object makes.
+func blockOf(c *cluster, i int) *objstore.BlockError {
+	d := c.a.cur().VDIs[0]
+	return &objstore.BlockError{Group: objstore.GroupID(c.a.cur().Groups[0].ID), Key: objstore.MakeKey(objstore.Vid(d.Root), 0), Vid: objstore.Vid(d.Vid), Block: i, Err: objstore.ErrChecksum}
+}
+
+// A replica that has not got a block's newest entry yet has not said that there is no good copy of it (R16).
+func TestR16RepairWaitsForAnUncommittedWrite(t *testing.T) {
+	scrubbed(t, func(t *testing.T, c *cluster, tc *testClient, primary *testNode, others []*testNode, want []byte) {
+		for _, n := range others { // their copies are just moving to another disk: they take no entry, and are asked again
+			g := primaryOf(c, n)
+			g.mu.Lock()
+			g.move = &move{paused: true}
+			g.mu.Unlock()
+		}
+		done := make(chan wire.Status)
+		go func() {
+			_, s := tc.do(t.Context(), wire.KindWrite, 0, 0, 0, objstore.BlockSize, make([]byte, objstore.BlockSize))
+			done <- s
+		}()
+		g := primaryOf(c, primary)
+		c.wait("it is numbered", time.Second, func() bool { g.mu.Lock(); defer g.mu.Unlock(); return len(g.tail) > 0 })
+		if err := g.heal(blockOf(c, 0)); err == nil || errors.Is(err, errNoCopy) {
+			t.Errorf("%v, though nobody has it yet", err)
+		}
+		for _, n := range others {
+			g := primaryOf(c, n)
+			g.mu.Lock()
+			g.move = nil
+			g.mu.Unlock()
+		}
+		if s := <-done; s != wire.StatusOK {
+			t.Error(s)
+		}
+	})
+}
+
+// asked is whom a request's outcome is told.
+type asked chan wire.Status
+
+func (a asked) Answered(r *wire.Request, _ *wire.Batch) { a <- r.Status }
+
+// What was read from others while the primary's lease ran out is not answered: another may have been the primary meanwhile.
+func TestInvariant4ReadAroundAFullDiskWithoutALease(t *testing.T) {
+	scrubbed(t, func(t *testing.T, c *cluster, tc *testClient, primary *testNode, others []*testNode, want []byte) {
+		rot(t, primary)
+		m := c.a.cur()
+		s := m.Session(tc.sess.ID)
+		r := &wire.Request{Kind: wire.KindRead, Group: uint32(m.Groups[0].ID), Term: m.Groups[0].Term, Dst: make([]byte, len(want)), To: make(asked, 1)}
+		r.IO = wire.IO{Key: uint64(blockOf(c, 0).Key), Vid: m.VDIs[0].Vid, Gen: m.VDIs[0].Gen, SessGen: s.Gen, Index: m.Index, Len: uint32(len(want))}
+		v, g := primary.e.cur.Load(), primaryOf(c, primary)
+		if err := g.readAround(r, v); !errors.Is(err, errRead) || !bytes.Equal(r.Dst, want) {
+			t.Fatalf("%v", err)
+		}
+		for _, n := range c.nodes { // no room for a repair
+			n.fs.SetCapacity(n.fs.Used()+1<<20, 0)
+		}
+		for off := uint32(len(want)); ; off += uint32(len(want)) {
+			if _, s := tc.do(t.Context(), wire.KindWrite, 0, 0, off, uint32(len(want)), want); s == wire.StatusNoSpace {
+				break
+			} else if s != wire.StatusOK {
+				t.Fatal(s)
+			}
+		}
+		var fetched atomic.Int64
+		lapse := func(op, name string) error { // as the last block is asked for
+			if op == "read" && strings.Contains(name, "/obj/") && fetched.Add(1) == 2 {
+				primary.lease.Store(false)
+			}
+			return nil
+		}
+		for _, n := range others {
+			n.hook.Store(&lapse)
+		}
+		var b wire.Batch
+		primary.e.Submit(r, &b)
+		b.End()
+		if s := <-r.To.(asked); s == wire.StatusOK {
+			t.Error("answered without a lease")
+		} else if fetched.Load() < 2 {
+			t.Errorf("%v, before others were asked", s)
+		}
+		primary.lease.Store(true)
+	})
+}
+
+// A disk that fails between two parts of one request has failed; it is not full.
+func TestFailure25DiskFailsWithinOneRequest(t *testing.T) {
+	scrubbed(t, func(t *testing.T, c *cluster, tc *testClient, primary *testNode, others []*testNode, want []byte) {
+		var reads atomic.Int64
+		var dead atomic.Bool
+		die := func(op, name string) error {
+			if op == "read" && strings.Contains(name, "/obj/") && reads.Add(1) == 2 { // the last edge's block
+				dead.Store(true)
+				primary.store.SyncWait() // who flushes at the same time finds out
+			}
+			if dead.Load() && op != "read" && op != "statfs" {
+				return syscall.EIO
+			}
+			return nil
+		}
+		if _, s := tc.do(t.Context(), wire.KindWrite, 0, 0, uint32(len(want)), objstore.BlockSize, want[:objstore.BlockSize]); s != wire.StatusOK { // for that to have something to do
+			t.Fatal(s)
+		}
+		primary.hook.Store(&die)
+		if _, s := tc.do(t.Context(), wire.KindZero, 0, 0, 512, 3*objstore.BlockSize, nil); s != wire.StatusOK {
+			t.Error(s)
+		}
+		if !dead.Load() || primary.store.Err() == nil {
+			t.Error("the disk works")
+		}
+		if out, s := tc.do(t.Context(), wire.KindRead, 0, 0, 512, 3*objstore.BlockSize, nil); s != wire.StatusOK || !bytes.Equal(out, make([]byte, 3*objstore.BlockSize)) {
+			t.Errorf("read: %v", s)
+		}
+	})
+}
+
+// A primary whose disk fails gives the group also to a replica that it could not take out of the set and suspects of not answering: it has a copy, and we have none.
+func TestFailure25SuspectTakesOverFromAFailedDisk(t *testing.T) {
+	scrubbed(t, func(t *testing.T, c *cluster, tc *testClient, primary *testNode, others []*testNode, want []byte) {
+		others[1].kill()
+		others[1].exited()
+		c.wait("the set is two", 10*time.Second, func() bool { return len(c.a.cur().Groups[0].InSync) == 2 })
+		g := primaryOf(c, primary)
+		c.wait("its primary serves", 10*time.Second, func() bool { g.mu.Lock(); defer g.mu.Unlock(); return g.role == serving && len(g.members) == 1 })
+		g.mu.Lock()
+		g.suspect(g.members[0]) // min-copies is 2: it stays
+		g.mu.Unlock()
+		dead := func(op, name string) error { return syscall.EIO }
+		primary.hook.Store(&dead)
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		if out, s := tc.do(ctx, wire.KindRead, 0, 0, 0, uint32(len(want)), nil); s != wire.StatusOK || !bytes.Equal(out, want) {
+			t.Errorf("read: %v", s)
+		}
+		if c.a.cur().Groups[0].Lost() {
+			t.Error("the group is called lost")
+		}
+		others[1].start() // writes wait for another, and go on with it
+		if _, s := tc.do(ctx, wire.KindWrite, wire.FlagFUA, 0, 0, uint32(len(want)), want); s != wire.StatusOK {
+			t.Errorf("write: %v", s)
+		}
+		if sg := c.a.cur().Groups[0]; namesNode(sg.InSync, primary.id) || len(sg.InSync) != 2 {
+			t.Errorf("in sync: %v", sg.InSync)
+		}
+	})
+}
+
+// Who is brought up to date by a primary with a rotten block gets a good copy of it, from another.
+func TestFailure24SourceOfAResyncIsHealedFirst(t *testing.T) {
+	scrubbed(t, func(t *testing.T, c *cluster, tc *testClient, primary *testNode, others []*testNode, want []byte) {
+		others[1].kill()
+		others[1].exited()
+		late := bytes.Repeat([]byte("written!"), 8<<10)
+		if _, s := tc.do(t.Context(), wire.KindWrite, wire.FlagFUA, 0, 0, uint32(len(late)), late); s != wire.StatusOK {
+			t.Fatal(s)
+		}
+		for _, n := range []*testNode{primary, others[0]} {
+			if err := n.store.Checkpoint(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		g := primaryOf(c, primary)
+		bad := func(op, name string) error {
+			if op == "read" && strings.Contains(name, "/obj/") {
+				return syscall.EIO
+			}
+			return nil
+		}
+		if u, err := g.st.Unit(blockOf(c, 0).Key); err != nil || u == nil {
+			t.Fatal(err)
+		}
+		primary.hook.Store(&bad)
+		others[1].start()
+		c.whole(30 * time.Second)
+		primary.hook.Store(nil)
+		u, err := primaryOf(c, others[1]).st.Unit(blockOf(c, 0).Key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, v := range u.Versions {
+			for _, bl := range v.Blocks {
+				if bl.State == objstore.Bad {
+					t.Errorf("block %d came as bad", bl.Block)
+				}
+			}
+		}
+		c.wait("all is committed", 10*time.Second, c.allCommitted)
+		c.equal()
 	})
 }

@@ -316,6 +316,9 @@ func (g *group) setMembers() {
 			continue
 		}
 		x := g.member(m)
+		if x == nil && g.role == serving { // it was taken over without it
+			continue
+		}
 		if x == nil {
 			x = &member{Member: m, p: g.e.peer(m.Node)}
 		}
@@ -463,11 +466,12 @@ func (g *group) tick(now time.Time, seldom bool, b *wire.Batch) {
 	}
 }
 
-// otherMember picks who takes a group over when we resign it: the first in-sync member in order of preference. mu is held.
+// otherMember picks who takes a group over when we resign it: the first in-sync member in order of preference, and only where our disk has failed one that did not answer us
+// lately: it is in service, and does better. mu is held.
 func (g *group) otherMember(m *state.Map) state.NodeID {
 	best, rank := state.NoNode, 1<<30
 	for _, x := range g.members {
-		if !x.inSync || x.removed || !m.InService(x.Member) {
+		if !x.inSync || !m.InService(x.Member) {
 			continue
 		}
 		r := len(g.agree.Target)
@@ -475,6 +479,12 @@ func (g *group) otherMember(m *state.Map) state.NodeID {
 			if t == x.Node {
 				r = i
 			}
+		}
+		if x.removed {
+			if g.store == nil || g.store.Err() == nil {
+				continue
+			}
+			r += len(g.members) + len(g.agree.Target)
 		}
 		if r < rank {
 			best, rank = x.Node, r

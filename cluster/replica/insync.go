@@ -193,8 +193,8 @@ func (g *group) wanted() *change {
 		}
 	}
 	agreed := g.e.agreed()
-	for _, m := range g.agree.InSync { // ended, and kept only because the set would be too small
-		if g.member(m) == nil && m != g.e.self() && !agreed.Intact(m) && size > max(g.minCopies(), 1) {
+	for _, m := range g.agree.InSync { // ended, or its disk has failed, and kept only because the set would be too small
+		if g.member(m) == nil && m != g.e.self() && size > max(g.minCopies(), 1) {
 			ch.Remove = append(ch.Remove, m)
 			size--
 		}

@@ -79,8 +79,9 @@ func (g *group) noCopy() bool {
 	if !failed && !(g.lost && g.role == activating) || g.agree.Lost() || g.forced() && !failed {
 		return false
 	}
+	agreed := g.e.agreed()
 	for _, m := range g.members {
-		if !m.inSync || m.removed {
+		if !m.inSync || m.removed && !(failed && agreed.InService(m.Member)) { // our disk has failed: it is given the group, whether it answered us or not
 			continue
 		}
 		if g.takeover == nil || g.takeover.positions[m] == nil || !g.takeover.positions[m].Lost {

@@ -15,6 +15,7 @@ import (
 // the other copies. mu is held.
 func (g *group) repair(r *wire.Request, v *view, bad *objstore.BlockError) {
 	g.e.log.Warn("bad block", "group", g.id, "error", bad)
+	granted := g.granted
 	g.e.wg.Go(func() {
 		g.e.readers <- struct{}{}
 		err := g.heal(bad)
@@ -27,6 +28,10 @@ func (g *group) repair(r *wire.Request, v *view, bad *objstore.BlockError) {
 		switch {
 		case err == nil:
 			g.again(r, &b)
+		case g.role != serving || g.granted != granted:
+			g.refuse(r, wire.StatusNotPrimary, &b)
+		case !g.e.cfg.Leased(): // invariant 4: another may have been the primary meanwhile
+			g.refuse(r, wire.StatusBehind, &b)
 		case errors.Is(err, errRead):
 			g.answerRead(r, &b)
 		case errors.Is(err, errNoRoom):
@@ -36,7 +41,7 @@ func (g *group) repair(r *wire.Request, v *view, bad *objstore.BlockError) {
 			g.e.log.Error("repair", "group", g.id, "object", bad.Key.String(), "block", bad.Block, "error", err)
 			r.Message = bad.Error()
 			g.refuse(r, wire.StatusBad, &b)
-		case g.role == serving && g.store.Err() != nil:
+		case g.store.Err() != nil:
 			g.fail(r, g.store.Err(), &b)
 		default:
 			g.e.early.say(g.e.log, "bad blocks wait for their repair", g.node(), g.id, err)
@@ -93,8 +98,9 @@ func (g *group) heal(bad *objstore.BlockError) error {
 func (g *group) goodCopy(bad *objstore.BlockError) ([]byte, *objstore.Unit, error) {
 	g.mu.Lock()
 	st, members, term := g.st, g.inSyncMembers(), g.term
+	ready := st != nil && g.uncommitted(bad.Key, bad.Block, 1, 0) == 0
 	g.mu.Unlock()
-	if st == nil {
+	if !ready { // they may not have it yet (R16)
 		return nil, nil, errLater
 	}
 	before, err := st.Unit(bad.Key)
@@ -198,11 +204,10 @@ func (g *group) rewrite(bad *objstore.BlockError, before *objstore.Unit, data []
 		en.free()
 		return err // it changed meanwhile: the read looks again
 	}
-	if !g.number(en, nil, &b) {
-		if err := g.store.Err(); err != nil {
-			return err
-		}
+	if err := g.take(en, nil, &b); isNoSpace(err) {
 		return errNoRoom
+	} else if err != nil {
+		return err
 	}
 	g.e.Stats.Repaired.Add(1)
 	return nil
@@ -219,8 +224,9 @@ func (g *group) healObject(key objstore.Key, granted uint64) error {
 	defer r.loud(key)
 	g.mu.Lock()
 	members, st, store := g.inSyncMembers(), g.st, g.store
+	ready := st != nil && g.uncommitted(key, 0, objstore.BlocksPerObject, 0) == 0
 	g.mu.Unlock()
-	if st == nil {
+	if !ready { // a set that is too small commits nothing: they may not have it
 		return errLater
 	}
 	result := errNoCopy

@@ -646,10 +646,18 @@ func (r *resync) sendAhead(key objstore.Key, has map[versionBlock]uint32) error 
 		return err
 	}
 	f := copyFramer{r: r, key: key, has: has, paid: true}
+	healing := true
 	for vi := range u.Versions {
 		v := &u.Versions[vi]
 		for bi := range v.Blocks {
-			if err := f.block(v.Vid, &v.Blocks[bi]); err != nil && !errors.Is(err, errUnreadable) {
+			err := f.block(v.Vid, &v.Blocks[bi])
+			var bad *objstore.BlockError
+			if healing && errors.As(err, &bad) { // another may have it: a copy without it would leave fewer than there could be
+				if healing = r.g.heal(bad) == nil; healing {
+					err = f.block(v.Vid, &v.Blocks[bi])
+				}
+			}
+			if err != nil && !errors.Is(err, errUnreadable) {
 				return err
 			}
 		}
@@ -722,7 +730,7 @@ func (f *copyFramer) block(vid objstore.Vid, bl *objstore.UnitBlock) error {
 	if err := f.r.st.ReadSlotOf(f.key, vid, int(bl.Block), f.buf[:]); err != nil {
 		var bad *objstore.BlockError
 		if errors.As(err, &bad) || f.paid && errors.Is(err, objstore.ErrStale) {
-			return errUnreadable
+			return fmt.Errorf("%w: %w", errUnreadable, err)
 		}
 		return err
 	}

@@ -65,8 +65,8 @@ func (g *group) admit(f *wire.Frame, b *wire.Batch) wire.Status {
 	if f.Kind == wire.KindSyncStart {
 		g.leaveFailed()
 	}
-	if !g.open() {
-		return wire.StatusGone
+	if !g.open() { // not StatusGone: that would say that the group has nothing
+		return wire.StatusFailed
 	}
 	g.role = secondary
 	return wire.StatusOK

@@ -3,6 +3,7 @@ package replica
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/sheepdog-go/sheepdog/cluster/state"
@@ -20,6 +21,7 @@ type takeover struct {
 	began     time.Time
 	positions map[*member]*wire.Position
 	asked     map[*member]*wire.Conn // on which connection
+	failed    map[*member]bool       // its disk has failed: it said so
 	repairing bool                   // a member is being made equal, object by object
 	wholing   bool                   // the mark is being taken off our own copy
 	equal     bool                   // all are; our own entry is on its way
@@ -36,7 +38,7 @@ func (g *group) activate(b *wire.Batch) {
 	g.unpause()
 	g.role, g.term, g.granted = activating, g.agree.Term, g.agree.Granted
 	g.durable, g.told, g.change, g.handTo = 0, 0, nil, state.NoNode
-	g.takeover = &takeover{began: time.Now(), positions: map[*member]*wire.Position{}, asked: map[*member]*wire.Conn{}}
+	g.takeover = &takeover{began: time.Now(), positions: map[*member]*wire.Position{}, asked: map[*member]*wire.Conn{}, failed: map[*member]bool{}}
 	g.members = nil
 	g.setMembers()
 	g.takeover.ask(g, b)
@@ -109,12 +111,29 @@ func (t *takeover) answered(g *group, m *member, a *wire.Frame, b *wire.Batch) {
 	case a.Status != wire.StatusOK || pos.Parse(a.Meta) != nil:
 		g.e.early.say(g.e.log, "members did not say where they stand", m.Node, g.id, errors.New(a.Status.String()))
 		g.suspect(m)
+		t.failed[m] = a.Status == wire.StatusFailed
+		t.step(g, b)
 	default:
 		m.room = m.p.takeCredit(pos.Credit)
 		m.removed = false
 		t.positions[m] = &pos
+		delete(t.failed, m)
 		t.step(g, b)
 	}
+}
+
+// dropFailed goes on without members whose disks have failed where the set would be too small to take them out (R10): they take nothing any more, as those that have ended, and
+// what they had beyond us nobody was told of. They stay named, so writes wait for others. mu is held.
+func (t *takeover) dropFailed(g *group) {
+	if len(g.agree.InSync) > max(g.minCopies(), 1) || g.change != nil {
+		return
+	}
+	g.members = slices.DeleteFunc(slices.Clone(g.members), func(m *member) bool {
+		if t.failed[m] {
+			m.stop()
+		}
+		return t.failed[m]
+	})
 }
 
 // step goes as far as can be gone now. mu is held.
@@ -126,6 +145,7 @@ func (t *takeover) step(g *group, b *wire.Batch) {
 		return
 	}
 	g.dropEnded()
+	t.dropFailed(g)
 	for _, m := range g.members {
 		if t.positions[m] == nil {
 			return

@@ -157,11 +157,11 @@ func (g *group) zero(r *wire.Request, v *view, b *wire.Batch) {
 			continue
 		}
 		if i < len(list)-1 {
-			if !g.number(en, nil, b) {
+			if err := g.take(en, nil, b); err != nil {
 				for _, rest := range list[i+1:] {
 					rest.free()
 				}
-				g.refuse(r, wire.StatusNoSpace, b)
+				g.fail(r, err, b)
 				return
 			}
 			continue
@@ -186,27 +186,30 @@ func stateEntry(r *wire.Request, v *view, lo, hi uint32) *entry {
 // number gives the entry the group's next number, puts it into our journal and on its way to every replica, and answers r when it is
 // committed. An entry that cannot be taken by all gets no number (R4). mu is held.
 func (g *group) number(en *entry, r *wire.Request, b *wire.Batch) bool {
-	if g.paused() { // clients' requests are parked before they get here
-		en.free()
-		if r != nil {
-			g.refuse(r, wire.StatusBusy, b)
-		}
-		return false
+	err := g.take(en, r, b)
+	if err != nil && r != nil {
+		g.fail(r, err, b)
 	}
+	return err == nil
+}
+
+var errPaused = errors.New("the group moves to another disk")
+
+// take is number, but leaves what is to be said of an entry that was not taken to its caller. mu is held.
+func (g *group) take(en *entry, r *wire.Request, b *wire.Batch) error {
 	en.Number = objstore.Number{Term: g.term, LSN: g.last + 1}
-	if !g.hasRoom(en) {
-		en.free()
-		if r != nil {
-			g.refuse(r, wire.StatusNoSpace, b)
-		}
-		return false
+	var err error
+	switch {
+	case g.paused(): // clients' requests are parked before they get here
+		err = errPaused
+	case !g.hasRoom(en):
+		err = syscall.ENOSPC
+	default:
+		err = g.st.Stage(&en.Entry)
 	}
-	if err := g.st.Stage(&en.Entry); err != nil {
+	if err != nil {
 		en.free()
-		if r != nil {
-			g.fail(r, err, b)
-		}
-		return false
+		return err
 	}
 	en.req = r
 	if r != nil && en.Number.LSN%paceSample == 0 {
@@ -222,7 +225,7 @@ func (g *group) number(en *entry, r *wire.Request, b *wire.Batch) bool {
 	}
 	b.Journal(g.store)
 	b.Finish(g, g.last)
-	return true
+	return nil
 }
 
 // RoomMargin is what a replica must have left beyond an entry: what may be under way to it from all primaries at once (STORE.md rule 19).
@@ -271,7 +274,7 @@ func (g *group) fail(r *wire.Request, err error, b *wire.Batch) {
 
 // passes says that an error says nothing of the disk or the data: the request is to be tried again.
 func passes(err error) bool {
-	for _, e := range []error{objstore.ErrStale, objstore.ErrDropped, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM} {
+	for _, e := range []error{errPaused, objstore.ErrStale, objstore.ErrDropped, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM} {
 		if errors.Is(err, e) {
 			return true
 		}
