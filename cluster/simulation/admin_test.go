@@ -40,8 +40,14 @@ func (w *world) administrate(r *rand.Rand, stop chan struct{}) {
 	}
 }
 
-// takeSnapshot takes one of a volume.
+// takeSnapshot takes one of a volume, unless that was deleted: if nobody knows whether it was, the VDI of that name may be another's.
 func (w *world) takeSnapshot(v *volume) {
+	v.mu.Lock()
+	closed := v.closed
+	v.mu.Unlock()
+	if closed {
+		return
+	}
 	tag := fmt.Sprint("t", w.seq.Add(1))
 	e := &event{kind: wire.KindRead, first: 0, last: len(v.regs), call: w.seq.Add(1), what: tag}
 	res, err := w.propose(20*time.Second, &state.Command{CloseVDI: &state.CloseVDI{Name: v.name, Tag: tag}})

@@ -14,6 +14,7 @@ import (
 type diskFaults struct {
 	reads, writes, syncs atomic.Int64
 	left                 atomic.Int64             // calls until it dies
+	dir                  string                   // what dies; set before dead
 	dead                 atomic.Pointer[deadDisk] // nil: it lives
 	any                  atomic.Bool              // one has failed since the last start: the store may be at its end
 }
@@ -24,6 +25,8 @@ type deadDisk struct {
 	err    error
 	spares func(op string) bool // calls that still work
 }
+
+const secondDisk = "/e"
 
 var deadDisks = []*deadDisk{
 	{"dies", syscall.EIO, func(op string) bool { return false }},
@@ -39,7 +42,7 @@ var deadDisks = []*deadDisk{
 
 func (f *diskFaults) on(d *simfs.FS) {
 	d.Before = func(op, name string) error {
-		if how := f.dead.Load(); how != nil && (f.left.Load() <= 0 || f.left.Add(-1) < 0) && !how.spares(op) {
+		if how := f.dead.Load(); how != nil && strings.HasPrefix(name, f.dir) && (f.left.Load() <= 0 || f.left.Add(-1) < 0) && !how.spares(op) {
 			f.any.Store(true)
 			return how.err
 		}

@@ -306,16 +306,34 @@ func (d *driver) dies() {
 	if d.r.IntN(3) == 0 {
 		calls = d.r.IntN(400)
 	}
+	disk := 0
+	m.faults.dir = "/"
+	if d.w.twoDisks {
+		disk, m.faults.dir = 1, secondDisk
+		if len(n.Stores()) < 2 {
+			return
+		}
+		if d.r.IntN(4) == 0 {
+			d.removeDisk(m) // it dies meanwhile
+		}
+	}
 	d.w.event("the disk of %s %s in %d calls", m.host, how.name, calls)
 	m.faults.left.Store(int64(calls))
 	m.faults.dead.Store(how)
 	for range 100 {
-		if st := n.Stores(); len(st) == 0 || st[0].Err() != nil {
+		if st := n.Stores(); len(st) <= disk || st[disk].Err() != nil {
 			break
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
 	d.undo = append(d.undo, func() { d.newDisk(m) })
+}
+
+// removeDisk has the groups of a machine's second disk move to the first.
+func (d *driver) removeDisk(m *machine) {
+	if n := m.running(); n != nil && len(n.Stores()) == 2 {
+		d.w.event("remove the second disk of %s: %v", m.host, n.RemoveDisk(secondDisk))
+	}
 }
 
 // newDisk gives a machine its disk back, as a power cut leaves it, if it has failed.
@@ -372,6 +390,8 @@ func (d *driver) people() {
 	w := d.w
 	m := d.machine()
 	switch k := d.r.IntN(3); {
+	case w.twoDisks && d.r.IntN(3) == 0:
+		d.removeDisk(m)
 	case k == 0 && len(w.machines) < 9:
 		x := w.addMachine("", 64)
 		w.event("%s joins", x.host)

@@ -12,7 +12,7 @@
 // connections. Gossip always works: it decides nothing.
 //
 // Disks: writes and syncs fail with EIO, a few calls long, and reads while all copies are there, since what the only good copy cannot read is lost; or all calls from some moment on: a disk that dies, loses its
-// names, becomes read-only or is shut down by its file system. A store that is at its end for it is opened again, after a power cut, by a person's word. Many seeds keep hardly any
+// names, becomes read-only or is shut down by its file system. Some machines have two; then it is the second, or one that groups are just being moved from or to. A store that is at its end for it is opened again, after a power cut, by a person's word. Many seeds keep hardly any
 // table in memory and hardly any file open, so that the paths to a cold object are walked all the time.
 //
 // People: nodes join, are drained, taken back, removed; snapshots are taken and deleted, clones made, written and deleted; VDIs are created and deleted; a VDI is taken from who
@@ -114,6 +114,7 @@ func (w *world) build() bool {
 	if r.IntN(3) > 0 { // hardly anything is kept in memory
 		w.tables, w.files, w.checkpoints = 1+r.Int64N(30<<10), 1+r.IntN(3), time.Duration(200+r.IntN(1000))*time.Millisecond
 	}
+	w.twoDisks = r.IntN(3) == 0
 	n := 3 + min(r.IntN(3), r.IntN(3))
 	if r.IntN(10) == 0 {
 		n = 6 + r.IntN(4)
@@ -148,7 +149,7 @@ func (w *world) build() bool {
 		}
 	}
 	w.copies = copies
-	w.event("%d nodes, %d copies, zones %v, %d bytes of tables and %d files kept", n, copies, zones, w.tables, w.files)
+	w.event("%d nodes, %d copies, zones %v, two disks %v, %d bytes of tables and %d files kept", n, copies, zones, w.twoDisks, w.tables, w.files)
 	for i := range 2 {
 		if v := w.create(fmt.Sprint("v", i), i == 1 && *simShared); v != nil {
 			w.useVolume(v)

@@ -34,6 +34,7 @@ type world struct {
 
 	tables      int64 // how much of its tables a store keeps in memory, in bytes
 	files       int   // how many files it keeps open; 0: the default
+	twoDisks    bool  // of each machine
 	checkpoints time.Duration
 
 	net   *memnet.Net
@@ -213,7 +214,12 @@ func (m *machine) run() {
 	if err := mend(disk); err != nil {
 		w.t.Errorf("mend %s: %v", m.host, err)
 	}
-	n, err := node.Start(node.Config{Dirs: []string{"/d"}, Listen: m.host + ":7000", Zone: m.zone, VNodes: m.vnodes, Net: w.net.Host(m.host), Raft: m.raft,
+	dirs := []string{"/d"}
+	if w.twoDisks {
+		disk.Mkdir(secondDisk) // unless it is there
+		dirs = append(dirs, secondDisk)
+	}
+	n, err := node.Start(node.Config{Dirs: dirs, Listen: m.host + ":7000", Zone: m.zone, VNodes: m.vnodes, Net: w.net.Host(m.host), Raft: m.raft,
 		Store: objstore.Config{FS: disk, SegmentBytes: 256 << 10, JournalBytesMax: 2 << 20, ReserveBytes: 256 << 10, TableCacheBytes: m.w.tables, OpenFilesMax: m.w.files,
 			CheckpointInterval: m.w.checkpoints, ScrubBytesPerSecond: -1},
 		BootID: strings.Repeat("b", 36), Clock: m.clock,
