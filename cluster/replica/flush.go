@@ -1,10 +1,12 @@
 package replica
 
 import (
+	"errors"
 	"time"
 
 	"github.com/sheepdog-go/sheepdog/cluster/state"
 	"github.com/sheepdog-go/sheepdog/cluster/wire"
+	"github.com/sheepdog-go/sheepdog/objstore"
 )
 
 // flushState makes what is committed durable on every in-sync replica, in rounds: one under way, everybody who comes meanwhile shares the next.
@@ -64,16 +66,27 @@ func (f *flushState) start(g *group, b *wire.Batch) {
 	for _, m := range rd.members {
 		rd.ask(g, m, b)
 	}
-	g.store.Sync(func(err error) {
-		if err != nil {
-			g.e.diskFailed(err) // the round never ends: the others go on without us
+	f.syncHere(g, rd)
+}
+
+// syncHere makes our own journal durable. mu is held.
+func (f *flushState) syncHere(g *group, rd *flushRound) {
+	store := g.store
+	store.Sync(func(err error) {
+		if errors.Is(err, objstore.ErrClosed) {
 			return
 		}
+		g.e.diskFailed(err)
 		g.e.wg.Go(func() { // this is the goroutine that syncs, and whoever holds mu may wait for it
 			var b wire.Batch
 			g.mu.Lock()
-			rd.local = false
-			f.finish(g, rd, &b)
+			switch {
+			case err == nil:
+				rd.local = false
+				f.finish(g, rd, &b)
+			case f.round == rd && g.store != nil && g.store != store: // the group moved to another disk meanwhile, which has all of it
+				f.syncHere(g, rd)
+			} // else the round never ends: the others go on without us
 			g.mu.Unlock()
 			b.End()
 		})

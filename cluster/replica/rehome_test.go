@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -229,5 +231,54 @@ func TestInvariant3LostCopyIsNotServedAlone(t *testing.T) {
 			t.Fatalf("it was read as %x while only a node that lost it was up: %s", out[0], fmt.Sprint(c.a.cur().Groups[0]))
 		}
 		b.start()
+	})
+}
+
+// A flush that began on the disk that a group is just leaving is answered also when that disk fails: the other has it all.
+func TestFailure25FlushWhileItsDiskFailsBehindAMove(t *testing.T) {
+	scrubbed(t, func(t *testing.T, c *cluster, tc *testClient, primary *testNode, others []*testNode, want []byte) {
+		other, _ := primary.secondDisk(t)
+		id := c.a.cur().Groups[0].ID
+		if _, s := tc.do(t.Context(), wire.KindWrite, 0, 0, 0, uint32(len(want)), want); s != wire.StatusOK {
+			t.Fatal(s)
+		}
+		begun, fail := make(chan struct{}), make(chan struct{})
+		var first atomic.Bool
+		hold := func(op, name string) error {
+			if op != "sync" && op != "syncfs" {
+				return nil
+			}
+			if !first.Swap(true) {
+				close(begun)
+			}
+			<-fail
+			return syscall.EIO
+		}
+		primary.hook.Store(&hold)
+		flushed := make(chan wire.Status, 1)
+		go func() {
+			_, s := tc.do(t.Context(), wire.KindFlush, 0, 0, 0, 0, nil)
+			flushed <- s
+		}()
+		<-begun
+		moved := make(chan error, 1)
+		go func() {
+			moved <- primary.e.Move(t.Context(), id, other, func() { primary.homes.Store(id, other) })
+		}()
+		g := primaryOf(c, primary)
+		c.wait("the group goes on there", 10*time.Second, func() bool { g.mu.Lock(); defer g.mu.Unlock(); return g.store == other })
+		close(fail)
+		<-moved
+		select {
+		case s := <-flushed:
+			if s != wire.StatusOK {
+				t.Error(s)
+			}
+		case <-time.After(30 * time.Second):
+			t.Error("the flush is not answered")
+		}
+		if primary.store.Err() == nil || other.Err() != nil {
+			t.Errorf("%v %v", primary.store.Err(), other.Err())
+		}
 	})
 }
