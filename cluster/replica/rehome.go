@@ -84,7 +84,7 @@ func (e *Engine) Move(ctx context.Context, id state.GroupID, to *objstore.Store,
 	g.move = mv
 	from, src := g.store, g.st
 	g.mu.Unlock()
-	err := (&mover{e: e, g: g, mv: mv, from: from, src: src, flip: flip}).run(ctx)
+	err := (&mover{e: e, g: g, mv: mv, from: from, src: src, flip: flip, bad: map[objstore.Key][]*objstore.BlockError{}}).run(ctx)
 	if err != nil {
 		return fmt.Errorf("move group %d: %w", id, err)
 	}
@@ -100,7 +100,13 @@ type mover struct {
 	src  *objstore.Group
 	dst  *objstore.Group
 	flip func()
+
+	heals int                                     // bad blocks that were to be healed before they are copied
+	bad   map[objstore.Key][]*objstore.BlockError // those that travel as bad
 }
+
+// moveHealsMax is how many bad blocks a move stops for.
+const moveHealsMax = 256
 
 func (m *mover) run(ctx context.Context) error {
 	err := m.begin()
@@ -115,6 +121,11 @@ func (m *mover) run(ctx context.Context) error {
 		return err
 	}
 	m.g.resume()
+	for _, list := range m.bad { // at once, not by the next scrub: until then a copy fewer of these is good
+		for _, bad := range list {
+			m.e.Rotten(bad)
+		}
+	}
 	id := objstore.GroupID(m.g.id)
 	if err := m.from.DropGroup(id); err != nil {
 		m.end()
@@ -216,6 +227,7 @@ func (m *mover) object(key objstore.Key, sealed bool) (bytes int, err error) {
 	if u == nil || len(u.Versions) == 0 {
 		return 0, m.dst.DeleteObject(key)
 	}
+	delete(m.bad, key)
 	there := map[versionBlock]uint32{}
 	if old, err := m.dst.Unit(key); err == nil && old != nil {
 		eachPresent(old, func(vb versionBlock, crc uint32) { there[vb] = crc })
@@ -239,8 +251,15 @@ func (m *mover) object(key objstore.Key, sealed bool) (bytes int, err error) {
 			}
 			err := m.src.ReadSlotOf(key, v.Vid, int(bl.Block), block[:])
 			var bad *objstore.BlockError
+			if errors.As(err, &bad) && !sealed && m.heals < moveHealsMax {
+				m.heals++
+				if m.g.healRot(bad) == nil { // then the object changed, and the next pass sees the rest of that
+					err = m.src.ReadSlotOf(key, v.Vid, int(bl.Block), block[:])
+				}
+			}
 			if errors.As(err, &bad) { // it travels as bad, and is healed there as it would be here (STORE.md rule 13)
 				m.e.log.Warn("bad block", "group", m.g.id, "error", bad)
+				m.bad[key] = append(m.bad[key], bad)
 				bl.State, bl.CRC = objstore.Bad, 0
 				continue
 			}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -281,4 +282,62 @@ func TestFailure25FlushWhileItsDiskFailsBehindAMove(t *testing.T) {
 			t.Errorf("%v %v", primary.store.Err(), other.Err())
 		}
 	})
+}
+
+// What of a replica's disk cannot be read when its groups leave it is good on the other all the same, and soon: nobody reads it there, and no scrub runs.
+func TestFailure24BadBlocksAreHealedAsTheirGroupMoves(t *testing.T) {
+	for _, sealed := range []bool{false, true} {
+		t.Run(fmt.Sprint("while entries are held up: ", sealed), func(t *testing.T) {
+			scrubbed(t, func(t *testing.T, c *cluster, tc *testClient, primary *testNode, others []*testNode, want []byte) {
+				n := others[0]
+				other, _ := n.secondDisk(t)
+				other.SetScrubRate(0)
+				g := primaryOf(c, n)
+				var busy, failed atomic.Bool
+				fails := func(op, name string) error {
+					if op != "read" || !strings.Contains(name, "/obj/") {
+						return nil
+					}
+					g.mu.Lock()
+					late := g.move != nil && g.move.paused
+					g.mu.Unlock()
+					if !sealed || late {
+						failed.Store(true)
+						return syscall.EIO
+					}
+					if !busy.Swap(true) { // so that there is something left to copy
+						if _, s := tc.do(t.Context(), wire.KindWrite, 0, 0, 512, 512, make([]byte, 512)); s != wire.StatusOK {
+							t.Error(s)
+						}
+						if err := n.store.Checkpoint(); err != nil {
+							t.Error(err)
+						}
+					}
+					return nil
+				}
+				n.hook.Store(&fails)
+				n.move(t, c.a.cur().Groups[0].ID, other)
+				n.hook.Store(nil)
+				if !failed.Load() {
+					t.Error("nothing failed")
+				}
+				c.wait("no block is bad there", 10*time.Second, func() bool {
+					u, err := g.st.Unit(blockOf(c, 0).Key)
+					if err != nil {
+						t.Fatal(err)
+					}
+					for _, v := range u.Versions {
+						for _, bl := range v.Blocks {
+							if bl.State == objstore.Bad {
+								return false
+							}
+						}
+					}
+					return true
+				})
+				c.wait("all is committed", 10*time.Second, c.allCommitted)
+				c.equal()
+			})
+		})
+	}
 }
