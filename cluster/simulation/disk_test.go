@@ -1,8 +1,9 @@
 package simulation
 
 import (
+	"bytes"
+	"encoding/json"
 	"errors"
-	"regexp"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -69,9 +70,7 @@ func (f *diskFaults) fail(left *atomic.Int64) error {
 	return syscall.EIO
 }
 
-var failedDisk = regexp.MustCompile(`,\s*"state": "failed"(,\s*"why": "(\\.|[^"\\])*")?`)
-
-// mend is a person's word that a disk which failed works again: its node would leave it alone for ever.
+// mend is a person's word that disks which failed work again: their node would leave them alone for ever. One that was all but removed when it failed stays so.
 func mend(d *simfs.FS) error {
 	const name = "/d/epoch/node.json"
 	f, err := d.Open(name)
@@ -82,8 +81,25 @@ func mend(d *simfs.FS) error {
 	b := make([]byte, size)
 	f.ReadAt(b, 0)
 	f.Close()
-	if !failedDisk.Match(b) {
+	if !bytes.Contains(b, []byte(`"failed"`)) {
 		return nil
+	}
+	var all map[string]any
+	in := json.NewDecoder(bytes.NewReader(b))
+	in.UseNumber()
+	if err := in.Decode(&all); err != nil {
+		return err
+	}
+	for _, x := range all["disks"].([]any) {
+		k := x.(map[string]any)
+		if f, err := d.Open(k["dir"].(string) + "/identity"); err == nil && k["state"] == "failed" {
+			f.Close()
+			delete(k, "state")
+			delete(k, "why")
+		}
+	}
+	if b, err = json.Marshal(all); err != nil {
+		return err
 	}
 	if err := d.Remove(name); err != nil {
 		return err
@@ -92,7 +108,7 @@ func mend(d *simfs.FS) error {
 		return err
 	}
 	defer f.Close()
-	if _, err := f.WriteAt(failedDisk.ReplaceAll(b, nil), 0); err != nil {
+	if _, err := f.WriteAt(b, 0); err != nil {
 		return err
 	}
 	return errors.Join(f.Datasync(), d.SyncDir("/d/epoch"))
