@@ -37,7 +37,7 @@ func TestLoad(t *testing.T) {
 	compare := func(what string, during func(stop <-chan struct{})) {
 		t.Helper()
 		best := 0.0
-		for range 3 { // what disturbs a measurement makes it worse; a server that is too slow stays so
+		for range 6 { // what disturbs a measurement makes it worse; a server that is too slow stays so
 			ratio, speed := compareCrowds(t, quiet, loaded, during)
 			t.Logf("beside %s: %.2f of their speed, %.0f requests a second by %d connections, server at %d MiB", what, ratio, speed, loadBusy, residentMiB(pid))
 			if best = max(best, ratio); best >= loadKept {
