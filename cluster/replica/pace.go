@@ -11,11 +11,14 @@ import (
 // pace says how much resync and scrub may take between their floor and their ceiling: what clients leave. Clients tell by how long their writes take
 // from their number to their commit, and flushes from their round's begin to its end, against how long that takes while nothing, or no more
 // than the floor, is copied, with as many replicas: one more costs something in itself, for which the copying that brings it is not to blame.
-// Where it is longer by more than paceSlack the share shrinks at once, else it grows slowly; with no client about, it is all.
+// Where it is longer by more than paceSlack the share shrinks at once, else it grows slowly; with no client about, it is all. What is normal changes while
+// copies are made (other machines use the processors too, clients do other things), so copying holds its breath now and then, to see it.
 type pace struct {
 	writes, flushes gauges
 	taken           atomic.Int64  // bytes copied since the last look
 	share           atomic.Uint64 // bits of a float64, 0 to 1
+	breath          atomic.Bool   // nothing may be copied until the next look
+	looks           int           // the ticker's alone
 	quiet           int           // looks in a row in which no client did anything; the ticker's alone
 }
 
@@ -27,6 +30,7 @@ const (
 	paceStart  = 0.3  // what begins beside clients at most has
 	paceQuiet  = 5    // looks without any client after which there is none
 	paceSample = 8    // one write in so many is measured
+	paceBreath = 10   // one look in so many is without copying
 )
 
 // gauges are those of one thing by how many other replicas have a part in it; the last also stands for more.
@@ -116,9 +120,15 @@ func (p *pace) look(floor float64) {
 	taken := float64(p.taken.Swap(0))
 	some := p.writes.active() || p.flushes.active()
 	calm, weight := taken <= 1.2*floor*seconds, 1.0/64
-	if taken == 0 {
+	breath := p.breath.Load()
+	switch {
+	case breath:
+		weight = 1.0 / 3
+	case taken == 0:
 		weight = 1.0 / 16
 	}
+	p.looks++
+	p.breath.Store(some && taken > 0 && p.looks%paceBreath == 0)
 	slower := max(p.writes.look(calm, weight), p.flushes.look(calm, weight))
 	share := p.get()
 	if some {
@@ -131,6 +141,7 @@ func (p *pace) look(floor float64) {
 		share = 1
 	case slower > paceSlack && !calm:
 		share *= paceShrink
+	case breath: // it says nothing of the copying
 	case taken == 0:
 		share = paceStart
 	case slower > 0 || calm:

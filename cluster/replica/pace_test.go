@@ -105,3 +105,41 @@ func TestPaceKnowsWhatACopyCosts(t *testing.T) {
 		}
 	}
 }
+
+// Clients whose writes take longer for some other reason than the copying do not hold it up for long; those that feel it do.
+func TestPaceFollowsWhatIsNormal(t *testing.T) {
+	const floor, ceiling, much = 10 << 20, 100 << 20, 5 << 20
+	for _, guilty := range []bool{false, true} {
+		var p pace
+		look := func(times int, latency, beside time.Duration, taken int64) {
+			for range times {
+				breath := taken == 0 || p.breath.Load()
+				for range 8 {
+					if breath {
+						took(p.writes.of(2), latency)
+					} else {
+						took(p.writes.of(2), beside)
+					}
+				}
+				if !breath {
+					p.taken.Add(taken)
+				}
+				p.look(floor)
+			}
+		}
+		look(50, time.Millisecond, time.Millisecond, 0)
+		look(40, time.Millisecond, 1100*time.Microsecond, much)
+		if guilty {
+			look(200, time.Millisecond, 2*time.Millisecond, much)
+		} else {
+			look(200, 2*time.Millisecond, 2200*time.Microsecond, much)
+		}
+		v := p.between(floor, ceiling)
+		if !guilty && v != ceiling {
+			t.Errorf("writes take longer without copying, too: %d, want the ceiling", v)
+		}
+		if guilty && v > floor+(ceiling-floor)/100 {
+			t.Errorf("writes take longer beside copying: %d, want about the floor", v)
+		}
+	}
+}

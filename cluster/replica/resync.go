@@ -823,21 +823,25 @@ func (r *resync) end() error {
 
 // take waits until n bytes more may be copied at the node's pace.
 func (s *resyncer) take(ctx context.Context, n int) error {
-	s.e.pace.taken.Add(int64(n))
 	for {
 		rate := float64(s.e.resyncSpeed())
 		s.mu.Lock()
 		now := time.Now()
 		s.tokens = min(s.tokens+rate*now.Sub(s.filled).Seconds(), rate*burst.Seconds())
 		s.filled = now
-		ok := s.tokens > 0
+		breath := s.e.pace.breath.Load()
+		ok := s.tokens > 0 && !breath
 		if ok {
 			s.tokens -= float64(n)
 		}
 		wait := time.Duration(-s.tokens / rate * float64(time.Second))
 		s.mu.Unlock()
 		if ok {
+			s.e.pace.taken.Add(int64(n))
 			return nil
+		}
+		if breath {
+			wait = tickInterval / 2
 		}
 		select {
 		case <-ctx.Done():
