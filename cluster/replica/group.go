@@ -75,6 +75,7 @@ type group struct {
 	takeover *takeover
 	noHand   time.Time // no hand-over before: the last one was refused
 	leaseOut bool      // answers wait for our lease
+	without  bool      // taken over without a member whose disk has failed, which the set still names: it may not be left to it (R10)
 
 	once once // changes of shared VDIs, to be done once: a primary's and a secondary's
 }
@@ -311,12 +312,14 @@ func (g *group) goOn(b *wire.Batch) {
 func (g *group) setMembers() {
 	self, agreed := g.e.self(), g.e.agreed()
 	var list []*member
+	g.without = false
 	for _, m := range g.agree.InSync {
 		if m == self || !agreed.Intact(m) {
 			continue
 		}
 		x := g.member(m)
 		if x == nil && g.role == serving { // it was taken over without it
+			g.without = true
 			continue
 		}
 		if x == nil {
@@ -377,8 +380,11 @@ func (g *group) dropEnded() {
 
 var errEnded = errors.New("its incarnation has ended")
 
-// low says that fewer than min-copies have what is committed: reads go on, writes and flushes wait.
+// low says that fewer than min-copies have what is committed, or that the set still names one that has not (R10): reads go on, writes and flushes wait.
 func (g *group) low() bool {
+	if g.without {
+		return true
+	}
 	n := 1
 	for _, m := range g.members {
 		if m.inSync {

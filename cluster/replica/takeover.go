@@ -131,6 +131,7 @@ func (t *takeover) dropFailed(g *group) {
 	g.members = slices.DeleteFunc(slices.Clone(g.members), func(m *member) bool {
 		if t.failed[m] {
 			m.stop()
+			g.without = true
 		}
 		return t.failed[m]
 	})
