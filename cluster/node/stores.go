@@ -31,13 +31,20 @@ type stores struct {
 	gateway bool     // no further disk is made
 	log     *slog.Logger
 
-	opMu  sync.Mutex           // one change of the list at a time; guards locks
+	opMu  opMutex              // one change of the list at a time; guards locks
 	locks map[string]io.Closer // of the directories but the node's own
 	incMu sync.Mutex           // one incarnation, or one disk that learns them, at a time; after opMu
 	list  atomic.Pointer[[]*disk]
 	homes sync.Map // state.GroupID → *objstore.Store
 	wake  chan struct{}
 }
+
+// opMutex is a mutex that is held while a disk is closed, or the cluster agrees to something. It is a channel so that a simulated clock can pass while somebody waits
+// for it.
+type opMutex chan struct{}
+
+func (m opMutex) Lock()   { m <- struct{}{} }
+func (m opMutex) Unlock() { <-m }
 
 // disk is one of the node's. It is not changed: another takes its place in the list.
 type disk struct {
@@ -54,7 +61,7 @@ func (d *disk) usable() bool {
 
 // newStores refuses disks that cannot be this node's, locks the further directories and makes sure that a store can live in each.
 func newStores(cfg Config, self *dir) (*stores, error) {
-	s := &stores{cfg: cfg.Store, self: self, gateway: cfg.VNodes == 0, log: cfg.Logger, locks: map[string]io.Closer{}, wake: make(chan struct{}, 1)}
+	s := &stores{cfg: cfg.Store, self: self, gateway: cfg.VNodes == 0, log: cfg.Logger, locks: map[string]io.Closer{}, opMu: make(opMutex, 1), wake: make(chan struct{}, 1)}
 	for _, d := range cfg.Dirs {
 		if s.cfg.FS == nil {
 			if abs, err := filepath.Abs(d); err == nil {
