@@ -51,7 +51,7 @@ func (w *world) program() (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.end = sync.OnceFunc(func() { p.c.Close(); watch.Close() })
+	p.end = once(func() { p.c.Close(); watch.Close() })
 	return p, nil
 }
 
@@ -69,8 +69,22 @@ func (m *machine) gateway() (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.end = sync.OnceFunc(p.c.Close)
+	p.end = once(p.c.Close)
 	return p, nil
+}
+
+// once is sync.OnceFunc, but time passes while somebody waits for the one who does it.
+func once(f func()) func() {
+	var begun atomic.Bool
+	done := make(chan struct{})
+	return func() {
+		if begun.Swap(true) {
+			<-done
+			return
+		}
+		f()
+		close(done)
+	}
 }
 
 // kill ends the process: nothing it did not hear before counts as heard.
