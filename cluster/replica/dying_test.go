@@ -351,12 +351,24 @@ func TestFailure25SuspectTakesOverFromAFailedDisk(t *testing.T) {
 		if c.a.cur().Groups[0].Lost() {
 			t.Error("the group is called lost")
 		}
+		waits := func() bool { // R10: also if one copy were enough
+			g := primaryOf(c, others[0])
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			return g.without && g.low()
+		}
+		if !waits() {
+			t.Error("writes do not wait, though the set names one whose disk has failed")
+		}
 		others[1].start() // writes wait for another, and go on with it
 		if _, s := tc.do(ctx, wire.KindWrite, wire.FlagFUA, 0, 0, uint32(len(want)), want); s != wire.StatusOK {
 			t.Errorf("write: %v", s)
 		}
 		if sg := c.a.cur().Groups[0]; namesNode(sg.InSync, primary.id) || len(sg.InSync) != 2 {
 			t.Errorf("in sync: %v", sg.InSync)
+		}
+		if waits() {
+			t.Error("writes wait, though the set names nobody else any more")
 		}
 	})
 }
