@@ -429,10 +429,21 @@ func TestServiceWithoutALeader(t *testing.T) {
 			w.pass(time.Duration(rand.IntN(500)) * time.Millisecond)
 			h := w.leader()
 			w.crash(h)
+			led := time.Duration(-1)
 			for start := time.Now(); time.Since(start) < 4*time.Second; w.pass(5 * time.Millisecond) {
+				now := time.Since(start)
+				if led < 0 && w.leader() != "" {
+					led = now
+				}
 				for _, o := range w.others(h) {
-					if !w.nodes[o].Leased() {
-						t.Fatalf("%s after the leader's death %s has lost its lease", time.Since(start), o)
+					switch {
+					case w.nodes[o].Leased():
+					case now < lease.Length-2*lease.Period-50*time.Millisecond:
+						t.Fatalf("%s after the leader's death %s has lost its lease", now, o)
+					case led >= 0 && now-led > 200*time.Millisecond:
+						t.Fatalf("%s has no lease %s after another leader's election, %s after the leader's death", o, now-led, now)
+					default: // votes were split: rare, and then service pauses for as long as that takes
+						t.Logf("%s after the leader's death there is no other yet", now)
 					}
 				}
 			}
@@ -450,7 +461,7 @@ func TestServiceWithoutALeader(t *testing.T) {
 			return !slices.ContainsFunc(w.hosts, func(h string) bool { return w.nodes[h].Leased() })
 		})
 		d := time.Since(start)
-		if d < lease.Length-lease.Period-50*time.Millisecond {
+		if d < lease.Length-2*lease.Period-50*time.Millisecond {
 			t.Errorf("service ended after %s", d)
 		}
 		t.Logf("service ended %s after the voters lost each other", d)

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/sheepdog-go/sheepdog/cluster/lease"
@@ -34,13 +35,14 @@ func (n *Node) renew() {
 				n.log.Info("the disk answers again: this node asks for its lease")
 			}
 		}
+		fresh := func() bool { return n.holder.Left() >= lease.Length-3*lease.Period }
 		if uuid != "" && !stuck && n.holder.Member().Node != state.NoNode {
-			if n.askOnce(uuid, changed) {
+			if n.askOnce(uuid, changed) && (!fresh() || n.votes()) {
 				n.askOnce(uuid, changed) // an echo: this voter's word, and perhaps the grant
 			}
 		}
 		wait := lease.Period
-		if n.holder.Left() < lease.Length-3*lease.Period {
+		if !fresh() {
 			wait = renewEager
 		}
 		t.Reset(wait)
@@ -52,6 +54,9 @@ func (n *Node) renew() {
 		}
 	}
 }
+
+// votes says whether this node is one of raft's voters.
+func (n *Node) votes() bool { return slices.Contains(n.cons.Voters(), n.UUID()) }
 
 // askOnce sends one renewal. It says whether the answer carried a stamp that is worth an echo.
 func (n *Node) askOnce(leader string, changed <-chan struct{}) (echo bool) {
