@@ -383,8 +383,16 @@ func (g *Group) Extents(key Key, chain []VidGen, first, count int, yield func(fi
 
 // ReadSlotOf reads one version's own block, not an ancestor's, and checks it.
 func (g *Group) ReadSlotOf(key Key, vid Vid, block int, dst []byte) error {
+	return g.ReadSlotsOf(key, vid, block, 1, dst, nil)
+}
+
+// ReadSlotsOf is Read of blocks that are one version's own. ErrStale says that
+// one of them is not.
+func (g *Group) ReadSlotsOf(key Key, vid Vid, first, count int, dst []byte, crcs []uint32) error {
+	if first < 0 || count < 0 || first+count > BlocksPerObject {
+		return fmt.Errorf("read object %v blocks %d+%d: %w", key, first, count, ErrFormat)
+	}
 	g.mu.Lock()
-	var gen uint64
 	o := g.objects[key]
 	for o != nil && o.t == nil {
 		g.mu.Unlock()
@@ -402,13 +410,20 @@ func (g *Group) ReadSlotOf(key Key, vid Vid, block int, dst []byte) error {
 	if o != nil {
 		v = o.t.find(vid)
 	}
-	st := Absent
-	if v != nil && block >= 0 && block < BlocksPerObject {
-		gen, st = v.gen, v.cells[block].state()
+	var gen uint64
+	if v != nil {
+		gen = v.gen
+	}
+	for b := first; b < first+count; b++ {
+		st := Absent
+		if v != nil {
+			st = v.cells[b].state()
+		}
+		if st != Present {
+			g.mu.Unlock()
+			return fmt.Errorf("read object %v block %d of vid %06x: it is %v: %w", key, b, vid, st, ErrStale)
+		}
 	}
 	g.mu.Unlock()
-	if st != Present {
-		return fmt.Errorf("read object %v block %d of vid %06x: it is %v: %w", key, block, vid, st, ErrStale)
-	}
-	return g.Read(key, []VidGen{{vid, gen}}, block, 1, dst, nil, false)
+	return g.Read(key, []VidGen{{vid, gen}}, first, count, dst, crcs, false)
 }

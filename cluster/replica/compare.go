@@ -106,7 +106,7 @@ func (c *check) unitOf(ctx context.Context, m *member, key objstore.Key, term ui
 	var meta [8]byte
 	wireKey(meta[:], key)
 	h := wire.Header{Kind: wire.KindUnitGet, Group: uint32(c.g.id), Term: term, From: c.e.self().Inc, To: m.Inc}
-	a, err := c.e.ask(ctx, m.p, h, meta[:], nil)
+	a, err := c.e.ask(ctx, m.p, h, meta[:], nil, nil)
 	if a.status == wire.StatusGone {
 		return nil, nil
 	}

@@ -115,7 +115,7 @@ func (g *group) goodCopy(bad *objstore.BlockError) ([]byte, *objstore.Unit, erro
 	var silent error
 	for _, x := range members {
 		h := wire.Header{Kind: wire.KindFetch, Group: uint32(g.id), Term: term, From: g.e.self().Inc, To: x.Inc}
-		a, err := g.e.ask(g.e.ctx, x.p, h, m.append(nil), nil)
+		a, err := g.e.ask(g.e.ctx, x.p, h, m.append(nil), nil, nil)
 		if err == nil && len(a.data) == objstore.BlockSize && (want.State == objstore.Bad || objstore.Checksum(a.data) == want.CRC) {
 			return a.data, before, nil
 		}
@@ -249,7 +249,7 @@ func (g *group) healObject(key objstore.Key, granted uint64) error {
 func (r *resync) fetchObject(st *objstore.Group, key objstore.Key) error {
 	var keyMeta [8]byte
 	wireKey(keyMeta[:], key)
-	a, err := r.call(wire.KindUnitGet, 0, keyMeta[:], nil)
+	a, err := r.call(wire.KindUnitGet, 0, keyMeta[:], nil, nil)
 	if a.status == wire.StatusGone {
 		return st.DeleteObject(key)
 	}
@@ -270,7 +270,7 @@ func (r *resync) fetchObject(st *objstore.Group, key objstore.Key) error {
 			return
 		}
 		m := fetchMeta{key, vb.vid, uint32(vb.block)}
-		a, asked := r.call(wire.KindFetch, 0, m.append(nil), nil)
+		a, asked := r.call(wire.KindFetch, 0, m.append(nil), nil, nil)
 		if asked != nil {
 			err = notCopied(a, asked)
 			return

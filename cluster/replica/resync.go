@@ -251,7 +251,7 @@ func (s *resyncer) bring(g *group, x *member, j *joiner, granted uint64, inSet b
 	}
 	r := &resync{e: s.e, g: g, x: x, j: j, granted: granted, inSet: inSet, limit: s}
 	if pos == nil {
-		a, err := r.call(wire.KindSyncStart, 0, nil, nil)
+		a, err := r.call(wire.KindSyncStart, 0, nil, nil, nil)
 		if err != nil {
 			return err
 		}
@@ -330,8 +330,8 @@ type reply struct {
 	data   []byte
 }
 
-// call asks x and waits for its answer.
-func (r *resync) call(kind wire.Kind, flags uint8, meta, data []byte) (reply, error) {
+// call asks x and waits for its answer. What is retained through owner need not be copied.
+func (r *resync) call(kind wire.Kind, flags uint8, meta, data []byte, owner wire.Holder) (reply, error) {
 	r.g.mu.Lock()
 	term := r.g.term
 	ok := r.g.granted == r.granted
@@ -339,14 +339,14 @@ func (r *resync) call(kind wire.Kind, flags uint8, meta, data []byte) (reply, er
 	if !ok {
 		return reply{}, errors.New("not the primary any more")
 	}
-	return r.e.ask(r.j.ctx, r.x.p, wire.Header{Kind: kind, Flags: flags, Group: uint32(r.g.id), Term: term, From: r.e.self().Inc, To: r.x.Inc}, meta, data)
+	return r.e.ask(r.j.ctx, r.x.p, wire.Header{Kind: kind, Flags: flags, Group: uint32(r.g.id), Term: term, From: r.e.self().Inc, To: r.x.Inc}, meta, data, owner)
 }
 
 // ask is a peer's call for a goroutine that can wait. A status other than OK is an error.
-func (e *Engine) ask(ctx context.Context, p *peer, h wire.Header, meta, data []byte) (reply, error) {
+func (e *Engine) ask(ctx context.Context, p *peer, h wire.Header, meta, data []byte, owner wire.Holder) (reply, error) {
 	ch := make(chan *reply, 1)
 	var b wire.Batch
-	ok := p.call(&h, meta, data, nil, callLimit, func(a *wire.Frame, _ *wire.Batch) {
+	ok := p.call(&h, meta, data, owner, callLimit, func(a *wire.Frame, _ *wire.Batch) {
 		if a == nil {
 			ch <- nil
 			return
@@ -487,7 +487,7 @@ func (r *resync) listTheirs(common uint64) (map[objstore.Key]wire.Number, error)
 	list := map[objstore.Key]wire.Number{}
 	from := wire.Number{Term: 0, LSN: common} // Term: the key to go on after
 	for {
-		a, err := r.call(wire.KindUnitList, 0, from.Append(nil), nil)
+		a, err := r.call(wire.KindUnitList, 0, from.Append(nil), nil, nil)
 		if err != nil {
 			return nil, err
 		}
@@ -534,7 +534,7 @@ func (r *resync) copyObject(key objstore.Key) error {
 	var keyMeta [8]byte
 	wireKey(keyMeta[:], key)
 	theirs := map[versionBlock]uint32{}
-	a, err := r.call(wire.KindUnitGet, 0, keyMeta[:], nil)
+	a, err := r.call(wire.KindUnitGet, 0, keyMeta[:], nil, nil)
 	if err != nil && a.status != wire.StatusGone && a.status != wire.StatusBad { // bad: its tables are lost, all of it is copied
 		return err
 	}
@@ -646,20 +646,21 @@ func (r *resync) sendAhead(key objstore.Key, has map[versionBlock]uint32) error 
 		return err
 	}
 	f := copyFramer{r: r, key: key, has: has, paid: true}
+	defer f.end()
 	healing := true
 	for vi := range u.Versions {
 		v := &u.Versions[vi]
-		for bi := range v.Blocks {
-			err := f.block(v.Vid, &v.Blocks[bi])
+		err := f.version(v, func(bl *objstore.UnitBlock, err error) error {
 			var bad *objstore.BlockError
 			if healing && errors.As(err, &bad) { // another may have it: a copy without it would leave fewer than there could be
 				if healing = r.g.heal(bad) == nil; healing {
-					err = f.block(v.Vid, &v.Blocks[bi])
+					err = f.read(v.Vid, bl, 1)
 				}
 			}
-			if err != nil && !errors.Is(err, errUnreadable) {
-				return err
-			}
+			return err
+		})
+		if err != nil {
+			return err
 		}
 	}
 	return f.settle()
@@ -680,75 +681,128 @@ func (r *resync) send(key objstore.Key, keyMeta []byte, has map[versionBlock]uin
 		return err
 	}
 	if u == nil || len(u.Versions) == 0 {
-		_, err := r.call(wire.KindCopyDrop, 0, keyMeta, nil)
+		_, err := r.call(wire.KindCopyDrop, 0, keyMeta, nil, nil)
 		return err
 	}
 	f := copyFramer{r: r, key: key, has: has}
+	defer f.end()
 	for vi := range u.Versions {
-		v := &u.Versions[vi]
-		for bi := range v.Blocks {
-			bl := &v.Blocks[bi]
-			err := f.block(v.Vid, bl)
+		err := f.version(&u.Versions[vi], func(bl *objstore.UnitBlock, err error) error {
 			if errors.Is(err, errUnreadable) {
 				bl.State, bl.CRC = objstore.Bad, 0 // a block bad everywhere travels as bad (STORE.md rule 13); repair heals it later
-			} else if err != nil {
-				return err
 			}
+			return err
+		})
+		if err != nil {
+			return err
 		}
 	}
 	if err := f.flush(); err != nil {
 		return err
 	}
-	_, err = r.call(wire.KindCopyEnd, 0, u.Append(nil), nil)
+	_, err = r.call(wire.KindCopyEnd, 0, u.Append(nil), nil, nil)
 	return err
 }
 
 // copyFramer gathers blocks of an object into frames.
 type copyFramer struct {
-	r          *resync
-	key        objstore.Key
-	has        map[versionBlock]uint32
-	paid       bool // each frame waits for the pace before it goes: only while nothing is parked
-	flags      uint8
-	unsettled  int // bytes sent that may not be durable there
-	meta, data []byte
-	buf        [objstore.BlockSize]byte
+	r         *resync
+	key       objstore.Key
+	has       map[versionBlock]uint32
+	paid      bool // each frame waits for the pace before it goes: only while nothing is parked
+	flags     uint8
+	unsettled int // bytes sent that may not be durable there
+	meta      []byte
+	buf       *wire.Buf // copyFrame bytes for what is gathered; nil: nothing is
+	n         int       // bytes gathered
+	crcs      [copyRun]uint32
 }
+
+// copyRun is how many blocks are read at once.
+const copyRun = 32
 
 // errUnreadable says that we have no good copy of a block.
 var errUnreadable = errors.New("no good copy of the block here")
 
-// block adds a block that the replica has not.
-func (f *copyFramer) block(vid objstore.Vid, bl *objstore.UnitBlock) error {
-	vb := versionBlock{vid, bl.Block}
-	if bl.State != objstore.Present {
-		return nil
-	}
-	if crc, ok := f.has[vb]; ok && crc == bl.CRC {
-		return nil
-	}
-	if err := f.r.st.ReadSlotOf(f.key, vid, int(bl.Block), f.buf[:]); err != nil {
-		var bad *objstore.BlockError
-		if errors.As(err, &bad) || f.paid && errors.Is(err, objstore.ErrStale) {
-			return fmt.Errorf("%w: %w", errUnreadable, err)
+// version adds those of v's blocks that the replica has not. unread is told of one that could not be read: it may read it after all, or leave it out by
+// returning errUnreadable.
+func (f *copyFramer) version(v *objstore.UnitVersion, unread func(*objstore.UnitBlock, error) error) error {
+	for i := 0; i < len(v.Blocks); {
+		n := f.run(v.Vid, v.Blocks[i:])
+		if n == 0 {
+			i++
+			continue
 		}
-		return err
+		bl := &v.Blocks[i]
+		err := f.read(v.Vid, bl, n)
+		for err != nil && n > 1 { // a bad one keeps none of its neighbours back
+			n /= 2
+			err = f.read(v.Vid, bl, n)
+		}
+		if err != nil {
+			err = unread(bl, err)
+		}
+		switch {
+		case err == nil:
+			err = f.gather(v.Vid, v.Blocks[i:i+n])
+		case errors.Is(err, errUnreadable):
+			err = nil
+		}
+		if err != nil {
+			return err
+		}
+		i += n
 	}
-	crc := bl.CRC
-	if f.paid { // it may have changed since it was described
-		crc = wire.Checksum(f.buf[:])
+	return nil
+}
+
+// run is how many blocks at the head of list can be read together: neighbours that the replica has not, and for which the frame has room.
+func (f *copyFramer) run(v objstore.Vid, list []objstore.UnitBlock) (n int) {
+	room := min(len(list), copyRun, (copyFrame-f.n)/objstore.BlockSize)
+	for n < room && f.lacks(v, &list[n]) && list[n].Block == list[0].Block+uint16(n) {
+		n++
 	}
-	f.has[vb] = crc
-	item := wire.CopyItem{Vid: uint32(vid), Block: bl.Block, CRC: crc}
-	if len(f.data) == 0 {
+	return n
+}
+
+func (f *copyFramer) lacks(v objstore.Vid, bl *objstore.UnitBlock) bool {
+	crc, ok := f.has[versionBlock{v, bl.Block}]
+	return bl.State == objstore.Present && !(ok && crc == bl.CRC)
+}
+
+// read reads n blocks from bl on to behind what is gathered.
+func (f *copyFramer) read(vid objstore.Vid, bl *objstore.UnitBlock, n int) error {
+	if f.buf == nil {
+		f.buf = wire.GetBuf(copyFrame)
+	}
+	err := f.r.st.ReadSlotsOf(f.key, vid, int(bl.Block), n, f.buf.B[f.n:][:n*objstore.BlockSize], f.crcs[:n])
+	var bad *objstore.BlockError
+	if errors.As(err, &bad) || f.paid && errors.Is(err, objstore.ErrStale) {
+		return fmt.Errorf("%w: %w", errUnreadable, err)
+	}
+	return err
+}
+
+// gather adds the blocks that were just read.
+func (f *copyFramer) gather(vid objstore.Vid, list []objstore.UnitBlock) error {
+	if f.n == 0 {
 		f.meta = wire.AppendCopyData(f.meta[:0], uint64(f.key))
 	}
-	f.meta, f.data = item.Append(f.meta), append(f.data, f.buf[:]...)
-	f.r.e.Stats.ResyncBlocks.Add(1)
+	for i := range list {
+		crc := list[i].CRC
+		if f.paid { // it may have changed since it was described
+			crc = f.crcs[i]
+		}
+		f.has[versionBlock{vid, list[i].Block}] = crc
+		item := wire.CopyItem{Vid: uint32(vid), Block: list[i].Block, CRC: crc}
+		f.meta = item.Append(f.meta)
+	}
+	f.n += len(list) * objstore.BlockSize
+	f.r.e.Stats.ResyncBlocks.Add(int64(len(list)))
 	switch {
-	case f.unsettled+len(f.data) >= copySettle && f.paid:
+	case f.unsettled+f.n >= copySettle && f.paid:
 		return f.settle()
-	case len(f.data) >= copyFrame:
+	case f.n >= copyFrame:
 		return f.flush()
 	}
 	return nil
@@ -764,23 +818,36 @@ func (f *copyFramer) settle() error {
 
 // flush sends what was gathered.
 func (f *copyFramer) flush() error {
-	if len(f.data) == 0 && (f.flags&flagSettle == 0 || f.unsettled == 0) {
+	if f.n == 0 && (f.flags&flagSettle == 0 || f.unsettled == 0) {
 		return nil
 	}
-	if len(f.data) == 0 {
+	if f.n == 0 {
 		f.meta = wire.AppendCopyData(f.meta[:0], uint64(f.key))
 	}
-	f.unsettled += len(f.data)
+	f.unsettled += f.n
 	if f.paid {
-		if err := f.r.limit.take(f.r.j.ctx, len(f.data)); err != nil {
+		if err := f.r.limit.take(f.r.j.ctx, f.n); err != nil {
 			return err
 		}
 	}
-	_, err := f.r.call(wire.KindCopyData, f.flags, f.meta, f.data)
-	f.r.e.Stats.ResyncBytes.Add(int64(len(f.data)))
-	f.r.j.bytes.Add(int64(len(f.data)))
-	f.data = f.data[:0]
+	var data []byte
+	var owner wire.Holder
+	if f.n > 0 {
+		data, owner = f.buf.B[:f.n], f.buf
+	}
+	_, err := f.r.call(wire.KindCopyData, f.flags, f.meta, data, owner)
+	f.r.e.Stats.ResyncBytes.Add(int64(f.n))
+	f.r.j.bytes.Add(int64(f.n))
+	f.end() // the connection may have its hands on the buffer still
 	return err
+}
+
+// end lets go of what is gathered.
+func (f *copyFramer) end() {
+	if f.buf != nil {
+		f.buf.Release()
+	}
+	f.buf, f.n = nil, 0
 }
 
 // end has the replica make everything durable; from before that on, flushes wait for it too (R11).
@@ -812,7 +879,7 @@ func (r *resync) end() error {
 		}
 	}
 	m := wire.SyncEnd{Last: wire.Number{Term: termAt(terms, last), LSN: last}, Terms: terms}
-	_, err := r.call(wire.KindSyncEnd, 0, m.Append(nil), nil)
+	_, err := r.call(wire.KindSyncEnd, 0, m.Append(nil), nil, nil)
 	if err != nil {
 		g.mu.Lock()
 		r.x.ready = false

@@ -87,7 +87,7 @@ func (g *group) askHeal(bad *objstore.BlockError, agree *state.Group) error {
 		}
 	}
 	h := wire.Header{Kind: wire.KindRotten, Group: uint32(g.id), Term: agree.Term, From: g.e.self().Inc, To: agree.Primary.Inc}
-	a, err := g.e.ask(g.e.ctx, p, h, m.append(nil), nil)
+	a, err := g.e.ask(g.e.ctx, p, h, m.append(nil), nil, nil)
 	if err != nil {
 		return notCopied(a, err)
 	}

@@ -161,7 +161,7 @@ func (c *check) object(ctx context.Context, key objstore.Key, members []*member,
 	var keyMeta [8]byte
 	wireKey(keyMeta[:], key)
 	for _, m := range members {
-		a, err := c.e.ask(ctx, m.p, wire.Header{Kind: wire.KindVerify, Group: uint32(g.id), Term: term, From: c.e.self().Inc, To: m.Inc}, keyMeta[:], nil)
+		a, err := c.e.ask(ctx, m.p, wire.Header{Kind: wire.KindVerify, Group: uint32(g.id), Term: term, From: c.e.self().Inc, To: m.Inc}, keyMeta[:], nil, nil)
 		if err != nil {
 			return err
 		}
