@@ -11,7 +11,7 @@ import (
 // pace says how much resync and scrub may take between their floor and their ceiling: what clients leave. Clients tell by how long their writes take
 // from their number to their commit, and flushes from their round's begin to its end, against how long that takes while nothing, or no more
 // than the floor, is copied, with as many replicas: one more costs something in itself, for which the copying that brings it is not to blame.
-// Where it is longer by more than paceSlack the share shrinks at once, else it grows slowly; with no client about, it is all. What is normal changes while
+// Where it is longer by more than the slack they have the share shrinks at once, else it grows slowly; with no client about, it is all. What is normal changes while
 // copies are made (other machines use the processors too, clients do other things), so copying holds its breath now and then, to see it.
 type pace struct {
 	writes, flushes gauges
@@ -24,7 +24,8 @@ type pace struct {
 
 const (
 	paceTicks  = 2    // ticks between two looks
-	paceSlack  = 1.4  // clients keep 70 % of their speed
+	paceSlack  = 1.4  // clients keep 70 % of their speed,
+	paceWrites = 1.8  // as they do where a write takes so much longer from its number to its commit: that is about half of what its client waits for
 	paceShrink = 0.7  // of the share, at one look
 	paceGrow   = 0.04 // at one look
 	paceStart  = 0.3  // what begins beside clients at most has
@@ -48,11 +49,11 @@ func (gs *gauges) active() bool {
 	return false
 }
 
-// look is that of the gauge which tells most.
-func (gs *gauges) look(calm bool, weight float64) (slower float64) {
+// look is that of the gauge which tells most, in parts of slack.
+func (gs *gauges) look(calm bool, weight, slack float64) (slower float64) {
 	fewer := 0.0 // what is normal with fewer replicas, where it is not known for as many
 	for i := range gs {
-		slower = max(slower, gs[i].look(calm, weight, fewer))
+		slower = max(slower, gs[i].look(calm, weight, fewer)/slack)
 		fewer = max(fewer, gs[i].normal)
 	}
 	return slower
@@ -129,7 +130,7 @@ func (p *pace) look(floor float64) {
 	}
 	p.looks++
 	p.breath.Store(some && taken > 0 && p.looks%paceBreath == 0)
-	slower := max(p.writes.look(calm, weight), p.flushes.look(calm, weight))
+	slower := max(p.writes.look(calm, weight, paceWrites), p.flushes.look(calm, weight, paceSlack))
 	share := p.get()
 	if some {
 		p.quiet = 0
@@ -139,7 +140,7 @@ func (p *pace) look(floor float64) {
 	switch {
 	case p.quiet >= paceQuiet:
 		share = 1
-	case slower > paceSlack && !calm:
+	case slower > 1 && !calm:
 		share *= paceShrink
 	case breath: // it says nothing of the copying
 	case taken == 0:

@@ -67,6 +67,38 @@ func took(ga *gauge, d time.Duration) {
 }
 
 // A floor above the ceiling, or a ceiling below the floor's default, is the ceiling.
+// A write's way from its number to its commit is half of what its client waits for, a flush's round is all of it: 1.6 times as long is too much for flushes only.
+func TestPaceSlack(t *testing.T) {
+	const floor, ceiling, much = 10 << 20, 100 << 20, 5 << 20
+	for _, flushes := range []bool{false, true} {
+		var p pace
+		look := func(times int, latency time.Duration, taken int64) {
+			for range times {
+				of := &p.writes
+				if flushes {
+					of = &p.flushes
+				}
+				now, copied := latency, taken
+				if p.breath.Load() {
+					now, copied = time.Millisecond, 0
+				}
+				for range 8 {
+					took(of.of(2), now)
+				}
+				p.taken.Add(copied)
+				p.look(floor)
+			}
+		}
+		look(50, time.Millisecond, 0)
+		look(40, 1600*time.Microsecond, much)
+		if v := p.between(floor, ceiling); flushes && v > floor+(ceiling-floor)/100 {
+			t.Errorf("flushes take 1.6 times as long: %d, want about the floor", v)
+		} else if !flushes && v != ceiling {
+			t.Errorf("writes take 1.6 times as long: %d, want the ceiling", v)
+		}
+	}
+}
+
 func TestPaceFloorAboveCeiling(t *testing.T) {
 	var p pace
 	for range 2 * paceQuiet {
