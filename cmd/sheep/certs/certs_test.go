@@ -144,14 +144,11 @@ func TestLoopback(t *testing.T) {
 // TestRenewal: new files count for new clients; files that make no sense don't.
 func TestRenewal(t *testing.T) {
 	dir := made(t, "c")
-	k := &keeper{dir: dir, verify: true, log: slog.New(slog.DiscardHandler)}
-	k.stamp = k.look()
-	cfg, err := k.load()
+	l, err := certificates(dir, true, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
-	k.cfg = cfg
-	first := k.current().Certificates[0].Certificate[0]
+	first := l.now().Certificates[0].Certificate[0]
 	a, err := OpenAuthority(dir)
 	if err != nil {
 		t.Fatal(err)
@@ -159,15 +156,53 @@ func TestRenewal(t *testing.T) {
 	if err := a.Issue(dir, Server, "other", []string{"other.example"}, year); err != nil {
 		t.Fatal(err)
 	}
-	k.checked = time.Time{}
-	second := k.current().Certificates[0].Certificate[0]
+	l.checked = time.Time{}
+	second := l.now().Certificates[0].Certificate[0]
 	if bytes.Equal(first, second) {
 		t.Error("the new certificate is not used")
 	}
 	os.WriteFile(filepath.Join(dir, "server-cert.pem"), []byte("nonsense"), 0o644)
-	k.checked = time.Time{}
-	if !bytes.Equal(second, k.current().Certificates[0].Certificate[0]) {
+	l.checked = time.Time{}
+	if !bytes.Equal(second, l.now().Certificates[0].Certificate[0]) {
 		t.Error("nonsense took the place of a certificate")
+	}
+}
+
+// TestAccessChanges: a changed list counts for who opens something from then on; one that makes no sense doesn't, nor one that names clients whose certificates nobody asks for.
+func TestAccessChanges(t *testing.T) {
+	dir, list := made(t, "web1"), filepath.Join(t.TempDir(), "access")
+	s := &Security{Mode: nbd.TLSRequired, dir: dir, access: list, limited: true, prefix: "nbd-"}
+	log := slog.New(slog.DiscardHandler)
+	if _, err := s.Apply(nbd.Config{}, log); err == nil {
+		t.Error("a list that is not there is taken")
+	}
+	var l *latest[*Access]
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(list, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if l == nil {
+			var err error
+			if l, err = newLatest("list", []string{list}, log, s.readAccess); err != nil {
+				t.Fatal(err)
+			}
+		}
+		l.checked = time.Time{}
+	}
+	for _, c := range []struct {
+		text        string
+		one, second bool
+	}{{"* one\n", true, false}, {"* one two second\n", true, true}, {"*\n", true, true}, {"web1 one more\n", true, true}, {"", false, false}, {"* second\n", false, true}} {
+		write(c.text)
+		if a := l.now(); a.Allows("", "one") != c.one || a.Allows("", "second") != c.second {
+			t.Errorf("after %q: one %v, second %v", c.text, a.Allows("", "one"), a.Allows("", "second"))
+		}
+	}
+	os.Remove(list)
+	l.checked = time.Time{}
+	if !l.now().Allows("", "second") {
+		t.Error("a list that is gone was taken for an empty one")
 	}
 }
 
@@ -182,11 +217,11 @@ func TestStrangers(t *testing.T) {
 	mem := nbd.NewMemBackend()
 	mem.Add(nbd.ExportInfo{Name: "web1", Size: 1 << 20})
 	mem.Add(nbd.ExportInfo{Name: "secret", Size: 1 << 20})
-	access, err := parseAccess(strings.NewReader("web1 web1\n"))
-	if err != nil {
+	list := filepath.Join(t.TempDir(), "access")
+	if err := os.WriteFile(list, []byte("web1 web1\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s := &Security{Mode: nbd.TLSRequired, dir: dir, verify: true, access: access}
+	s := &Security{Mode: nbd.TLSRequired, dir: dir, verify: true, access: list, limited: true}
 	log := slog.New(slog.DiscardHandler)
 	cfg, err := s.Apply(nbd.Config{}, log)
 	if err != nil {

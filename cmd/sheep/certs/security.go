@@ -22,7 +22,7 @@ func Flags(prefix string) []cli.Flag {
 		&cli.StringFlag{Name: prefix + "tls", Value: "off", Usage: "TLS for NBD clients by TCP: off, allow or require"},
 		&cli.StringFlag{Name: prefix + "tls-dir", Value: DefaultDir, Usage: "`DIR` with ca-cert.pem, server-cert.pem and server-key.pem, as sheep tls init makes it"},
 		&cli.BoolFlag{Name: prefix + "tls-verify", Usage: "let in only clients with a certificate that ca-cert.pem vouches for"},
-		&cli.StringFlag{Name: prefix + "tls-access", Usage: "`FILE` that lists which client (by the name in its certificate) may open which exports"},
+		&cli.StringFlag{Name: prefix + "tls-access", Usage: "`FILE` that lists which client (by the name in its certificate) may open which exports; read again when it changes"},
 		&cli.BoolFlag{Name: prefix + "insecure", Usage: "serve clients without TLS also at addresses that other machines reach"},
 	}
 }
@@ -33,7 +33,8 @@ type Security struct {
 	Insecure bool
 	dir      string
 	verify   bool
-	access   *Access
+	access   string // the list's file
+	limited  bool   // there is one
 	prefix   string
 }
 
@@ -58,16 +59,23 @@ func FromFlags(c *cli.Context, prefix string) (*Security, error) {
 		}
 	}
 	if c.IsSet(prefix + "tls-access") { // also where it is empty: whoever says it wants access to be limited
-		access, err := ReadAccess(c.String(prefix + "tls-access"))
-		if err != nil {
+		s.access, s.limited = c.String(prefix+"tls-access"), true
+		if _, err := s.readAccess(); err != nil {
 			return nil, err
 		}
-		if name := access.named(); name != "" && !s.verify {
-			return nil, fmt.Errorf("%w --%stls-access: it names %s, and without --%[2]stls-verify nobody's certificate is asked for", ErrUsage, prefix, name)
-		}
-		s.access = access
 	}
 	return s, nil
+}
+
+func (s *Security) readAccess() (*Access, error) {
+	access, err := ReadAccess(s.access)
+	if err != nil {
+		return nil, err
+	}
+	if name := access.named(); name != "" && !s.verify {
+		return nil, fmt.Errorf("%w --%stls-access: it names %s, and without --%[2]stls-verify nobody's certificate is asked for", ErrUsage, s.prefix, name)
+	}
+	return access, nil
 }
 
 // ErrUsage begins the text of errors in the wording of flags.
@@ -107,7 +115,8 @@ func loopback(ctx context.Context, address string) (bool, error) {
 	return len(ips) > 0, err
 }
 
-// Apply completes the configuration of the server behind TCP listeners.
+// Apply completes the configuration of the server behind TCP listeners. Certificates and the list of who may open what are read again when they change; who is
+// connected stays.
 func (s *Security) Apply(cfg nbd.Config, log *slog.Logger) (nbd.Config, error) {
 	cfg.TLSMode = s.Mode
 	if s.Mode != nbd.TLSOff {
@@ -117,8 +126,12 @@ func (s *Security) Apply(cfg nbd.Config, log *slog.Logger) (nbd.Config, error) {
 		}
 		cfg.TLS = t
 	}
-	if s.access != nil {
-		cfg.Authorize = s.access.authorize
+	if s.limited {
+		l, err := newLatest("list of who may open what", []string{s.access}, log, s.readAccess)
+		if err != nil {
+			return cfg, err
+		}
+		cfg.Authorize = func(p nbd.Peer, export string) error { return l.now().authorize(p, export) }
 	}
 	return cfg, nil
 }
