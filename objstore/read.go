@@ -310,6 +310,7 @@ func (p *piece) again(i int, dst []byte) error {
 			err = ErrMarkedBad
 		default:
 			clear(dst)
+			c.sum = zeroSum // as fill says of blocks that were zeros from the first
 		}
 		if q.f != nil {
 			q.f.release()

@@ -118,6 +118,69 @@ func wantRead(t testing.TB, g *Group, key Key, chain []VidGen, first int, want [
 	}
 }
 
+// A block that is zeroed between its look-up and its read is told with the checksum of zeros.
+func TestRule12ZeroedWhileItIsRead(t *testing.T) {
+	s := openNew(t, testConfig(t))
+	defer s.Close()
+	g := s.Group(1)
+	key, chain := MakeKey(5, 7), []VidGen{{5, 100}}
+	stage(t, g, Entry{Kind: KindWrite, Key: key, Vid: 5, Gen: 100, First: 3, Data: fill(1, 2)})
+	p := piece{g: g, key: key, chain: chain, first: 3, count: 2}
+	if err := p.lookup(); err != nil {
+		t.Fatal(err)
+	}
+	p.cells[1].sum++ // as where the journal's place has been used again
+	stage(t, g, Entry{Kind: KindZero, Key: key, Vid: 5, Gen: 100, First: 4, Count: 1})
+	got, crcs := make([]byte, 2*BlockSize), make([]uint32, 2)
+	if err := p.fill(got, crcs); err != nil {
+		t.Fatal(err)
+	}
+	zeros := make([]byte, BlockSize)
+	if !bytes.Equal(got[BlockSize:], zeros) || crcs[1] != Checksum(zeros) || crcs[0] != Checksum(got[:BlockSize]) {
+		t.Fatalf("checksums %08x, zeros: %v", crcs, bytes.Equal(got[BlockSize:], zeros))
+	}
+}
+
+// A resync's source reads neighbours together, and only what is a version's own.
+func TestReadSlotsOf(t *testing.T) {
+	s := openNew(t, testConfig(t))
+	defer s.Close()
+	g := s.Group(1)
+	key, data := MakeKey(5, 7), fill(1, 40)
+	stage(t, g, Entry{Kind: KindWrite, Key: key, Vid: 5, Gen: 1, First: 3, Data: data})
+	if err := s.Checkpoint(); err != nil {
+		t.Fatal(err)
+	}
+	stage(t, g, Entry{Kind: KindWrite, Key: key, Vid: 6, Gen: 2, First: 10, Data: data[:2*BlockSize]}) // a child's, and in the journal
+	stage(t, g, Entry{Kind: KindWrite, Key: key, Vid: 5, Gen: 1, First: 20, Data: data[:BlockSize]})
+	copy(data[17*BlockSize:], data[:BlockSize])
+	got, crcs := make([]byte, len(data)), make([]uint32, 40)
+	if err := g.ReadSlotsOf(key, 5, 3, 40, got, crcs); err != nil {
+		t.Fatal(err)
+	}
+	for i, crc := range crcs {
+		if crc != Checksum(data[i*BlockSize:][:BlockSize]) {
+			t.Fatalf("block %d: wrong checksum", 3+i)
+		}
+	}
+	if !bytes.Equal(got, data) {
+		t.Fatal("wrong bytes")
+	}
+	for _, c := range []struct {
+		vid          Vid
+		first, count int
+	}{{5, 2, 2}, {5, 42, 2}, {6, 9, 2}, {6, 11, 2}, {7, 3, 1}} {
+		if err := g.ReadSlotsOf(key, c.vid, c.first, c.count, got, crcs); !errors.Is(err, ErrStale) {
+			t.Errorf("%+v: %v, want ErrStale", c, err)
+		}
+	}
+	for _, c := range [][2]int{{-1, 1}, {0, BlocksPerObject + 1}, {BlocksPerObject, 1}, {3, -1}} {
+		if err := g.ReadSlotsOf(key, 5, c[0], c[1], got, crcs); !errors.Is(err, ErrFormat) {
+			t.Errorf("%v: %v, want ErrFormat", c, err)
+		}
+	}
+}
+
 func TestWriteReadReopen(t *testing.T) {
 	for _, blocks := range []int{1, 3, 16, 200} {
 		cfg := testConfig(t)
