@@ -227,7 +227,11 @@ func (s *Server) postShutdown(_ http.ResponseWriter, r *http.Request) (any, erro
 	faults := make([]error, len(nodes))
 	self := s.node.ID()
 	each(nodes, func(i int, n *Node) {
-		if n.ID == self || n.State == "down" {
+		if n.ID == self {
+			return
+		}
+		if n.State == "down" {
+			s.stopStarting(ctx, n)
 			return
 		}
 		ctx, cancel := context.WithTimeout(ctx, fanOutWait)
@@ -238,4 +242,17 @@ func (s *Server) postShutdown(_ http.ResponseWriter, r *http.Request) (any, erro
 	})
 	s.node.Stop()
 	return map[string]bool{"ok": true}, errors.Join(faults...)
+}
+
+// startingWait bounds how long a node that is down, by the map, is waited for.
+const startingWait = time.Second
+
+// stopStarting stops a node that is down, by the map, and starting at this moment: it would wait for the others for ever. By now its address may be
+// that of another cluster's node, which this is nothing to.
+func (s *Server) stopStarting(ctx context.Context, n *Node) {
+	ctx, cancel := context.WithTimeout(ctx, startingWait)
+	defer cancel()
+	if answer, err := s.peer(n.addr()).Node(ctx); err == nil && answer.UUID == n.UUID {
+		s.peer(n.addr()).Stop(ctx)
+	}
 }

@@ -229,12 +229,13 @@ func TestCheckStreams(t *testing.T) {
 }
 
 func TestShutdownStopsAll(t *testing.T) {
-	c, clients := start(t, 3)
+	c, clients := start(t, 4)
 	format(t, clients[0], 3)
+	c.Kill(2) // and it is starting at this moment
 	if err := clients[1].Shutdown(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	for i := range 3 {
+	for i := range 4 {
 		if !c.Stopped(i) {
 			t.Errorf("node %d goes on", i)
 		}
