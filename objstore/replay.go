@@ -103,7 +103,7 @@ func (s *Store) openSegments() ([]*oldSegment, error) {
 // Where the records before the segment end stays unknown, so the segment counts
 // as one behind damage, or as a part of the torn tail.
 func (g *oldSegment) headFromBatches() error {
-	b, err := g.read(true)
+	b, err := g.read(true, nil)
 	if err != nil {
 		return err
 	}
@@ -194,18 +194,23 @@ func (r *replay) run() error {
 	if len(r.segs) == 0 {
 		return nil
 	}
-	if err := r.findDurable(); err != nil {
+	tail, err := r.findDurable()
+	if err != nil {
 		return err
 	}
+	var buf []byte
 	at := r.cut
 	defer func() { r.end = at }()
 	if at.gen() == 0 {
 		at = makePos(r.segs[0].gen, 0)
 	}
 	for i, g := range r.segs {
-		b, err := g.read(g.gen >= r.durable.gen())
-		if err != nil {
-			return fmt.Errorf("read journal segment %03d: %w", g.index, err)
+		b := tail
+		if i+1 < len(r.segs) {
+			if b, err = g.read(g.gen >= r.durable.gen(), buf); err != nil {
+				return fmt.Errorf("read journal segment %03d: %w", g.index, err)
+			}
+			buf = b // one for all: nothing that a record says is kept as it lies there
 		}
 		if i+1 < len(r.segs) && !bugEndUnknown.active() {
 			b = g.upto(b, r.segs[i+1])
@@ -266,10 +271,14 @@ func (r *replay) nextBatch(g *oldSegment, b []byte, off int64) int64 {
 	return -1
 }
 
-// read reads the segment, if asked to from the disk: what no sync has
-// covered may be in memory only, after a write-back that failed.
-func (g *oldSegment) read(direct bool) ([]byte, error) {
-	b := alignedBuffer(int(g.size))
+// read reads the segment, into buf if that is large enough; if asked to from
+// the disk: what no sync has covered may be in memory only, after a write-back
+// that failed.
+func (g *oldSegment) read(direct bool, buf []byte) ([]byte, error) {
+	if int64(cap(buf)) < g.size {
+		buf = alignedBuffer(int(g.size))
+	}
+	b := buf[:g.size]
 	read := g.f.ReadAt
 	if direct {
 		read = g.f.ReadDirect
@@ -281,13 +290,13 @@ func (g *oldSegment) read(direct bool) ([]byte, error) {
 	return b[:n], err
 }
 
-// findDurable looks for the last mark; marks only rise.
-func (r *replay) findDurable() error {
+// findDurable looks for the last mark, which is in the last segment, as marks only rise. It returns that segment's bytes.
+func (r *replay) findDurable() ([]byte, error) {
 	last := r.segs[len(r.segs)-1]
 	r.durable = last.head.durable
-	b, err := last.read(true)
+	b, err := last.read(true, nil)
 	if err != nil {
-		return fmt.Errorf("read journal segment %03d: %w", last.index, err)
+		return nil, fmt.Errorf("read journal segment %03d: %w", last.index, err)
 	}
 	for q := int64(BlockSize); q < int64(len(b)); q += BlockSize {
 		if rec, ok := parseRecord(b, last.gen, q); ok && rec.kind == recMark {
@@ -299,7 +308,7 @@ func (r *replay) findDurable() error {
 	if bugNoMark.active() {
 		r.durable = 0
 	}
-	return nil
+	return b, nil
 }
 
 // damage notes that something which was durable cannot be read any more.
@@ -458,10 +467,13 @@ func (r *replay) takeEntry(g *Group, rec record, data []byte, seg *oldSegment, p
 			return err
 		}
 	}
-	bad := map[int]bool{}
+	var bad map[int]bool
 	if e.Kind == KindWrite {
 		for i, sum := range e.CRCs {
 			if (i+1)*BlockSize > len(data) || Checksum(data[i*BlockSize:(i+1)*BlockSize]) != sum {
+				if bad == nil {
+					bad = map[int]bool{}
+				}
 				bad[i] = true
 			}
 		}
