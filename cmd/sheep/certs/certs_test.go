@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -148,6 +149,7 @@ func TestRenewal(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	pass := passing(l)
 	first := l.now().Certificates[0].Certificate[0]
 	a, err := OpenAuthority(dir)
 	if err != nil {
@@ -156,16 +158,23 @@ func TestRenewal(t *testing.T) {
 	if err := a.Issue(dir, Server, "other", []string{"other.example"}, year); err != nil {
 		t.Fatal(err)
 	}
-	l.checked = time.Time{}
+	pass(time.Hour)
 	second := l.now().Certificates[0].Certificate[0]
 	if bytes.Equal(first, second) {
 		t.Error("the new certificate is not used")
 	}
 	os.WriteFile(filepath.Join(dir, "server-cert.pem"), []byte("nonsense"), 0o644)
-	l.checked = time.Time{}
+	pass(time.Hour)
 	if !bytes.Equal(second, l.now().Certificates[0].Certificate[0]) {
 		t.Error("nonsense took the place of a certificate")
 	}
+}
+
+// passing gives l a clock that goes on by what the function is told.
+func passing[T any](l *latest[T]) func(time.Duration) {
+	var at time.Duration
+	l.clock = func() time.Time { return time.Now().Add(at) }
+	return func(d time.Duration) { at += d }
 }
 
 // TestAccessChanges: a changed list counts for who opens something from then on; one that makes no sense doesn't, nor one that names clients whose certificates nobody asks for.
@@ -177,6 +186,7 @@ func TestAccessChanges(t *testing.T) {
 		t.Error("a list that is not there is taken")
 	}
 	var l *latest[*Access]
+	var pass func(time.Duration)
 	write := func(text string) {
 		t.Helper()
 		if err := os.WriteFile(list, []byte(text), 0o600); err != nil {
@@ -187,8 +197,9 @@ func TestAccessChanges(t *testing.T) {
 			if l, err = newLatest("list", []string{list}, log, s.readAccess); err != nil {
 				t.Fatal(err)
 			}
+			pass = passing(l)
 		}
-		l.checked = time.Time{}
+		pass(time.Hour)
 	}
 	for _, c := range []struct {
 		text        string
@@ -199,10 +210,29 @@ func TestAccessChanges(t *testing.T) {
 			t.Errorf("after %q: one %v, second %v", c.text, a.Allows("", "one"), a.Allows("", "second"))
 		}
 	}
-	os.Remove(list)
-	l.checked = time.Time{}
+	if err := os.Remove(list); err != nil {
+		t.Fatal(err)
+	}
+	pass(time.Hour)
 	if !l.now().Allows("", "second") {
 		t.Error("a list that is gone was taken for an empty one")
+	}
+	write("* third\n")
+	l.read = func() (*Access, error) { return nil, syscall.EMFILE }
+	if l.now(); l.now().Allows("", "third") {
+		t.Error("it was read where it could not be")
+	}
+	l.read = s.readAccess
+	pass(lookEvery)
+	if !l.now().Allows("", "third") {
+		t.Error("a list that could not be read once is not tried again")
+	}
+	if err := os.WriteFile(list, []byte("* fourth\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l.clock, l.checked = func() time.Time { return l.look()[0].changed.Add(settle / 2) }, time.Time{}
+	if l.now().Allows("", "fourth") {
+		t.Error("what was written a moment ago, and may be half there, counts")
 	}
 }
 

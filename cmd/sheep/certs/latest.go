@@ -2,9 +2,9 @@ package certs
 
 import (
 	"log/slog"
-	"os"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -14,25 +14,30 @@ type latest[T any] struct {
 	files []string
 	read  func() (T, error)
 	log   *slog.Logger
+	clock func() time.Time
 
 	mu      sync.Mutex // guards what follows
 	value   T
-	stamps  []stamp // of what was last read, whether it made sense or not
+	stamps  []stamp // of what was read
+	fault   string  // why what is there now cannot be used
 	checked time.Time
 }
 
 // stamp is enough of a file to see that it is another one.
 type stamp struct {
-	changed time.Time
-	size    int64
+	inode            uint64
+	written, changed time.Time // the bytes; the file, its owner and mode included
+	size             int64
 }
 
-// lookEvery bounds how often the files are looked at.
-const lookEvery = time.Second
+const (
+	lookEvery = time.Second            // at most
+	settle    = 500 * time.Millisecond // what was written a moment ago may be half there
+)
 
 // newLatest reads the files for the first time: now they have to make sense.
 func newLatest[T any](what string, files []string, log *slog.Logger, read func() (T, error)) (*latest[T], error) {
-	l := &latest[T]{what: what, files: files, read: read, log: log}
+	l := &latest[T]{what: what, files: files, read: read, log: log, clock: time.Now}
 	l.stamps = l.look()
 	value, err := read()
 	if err != nil {
@@ -45,31 +50,40 @@ func newLatest[T any](what string, files []string, log *slog.Logger, read func()
 func (l *latest[T]) look() []stamp {
 	list := make([]stamp, len(l.files))
 	for i, f := range l.files {
-		if st, err := os.Stat(f); err == nil {
-			list[i] = stamp{st.ModTime(), st.Size()}
+		var st syscall.Stat_t
+		if syscall.Stat(f, &st) == nil {
+			list[i] = stamp{st.Ino, time.Unix(st.Mtim.Unix()), time.Unix(st.Ctim.Unix()), st.Size}
 		}
 	}
 	return list
 }
 
+func (s stamp) fresh(now time.Time) bool {
+	age := now.Sub(s.changed)
+	return age >= 0 && age < settle
+}
+
 func (l *latest[T]) now() T {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if time.Since(l.checked) < lookEvery {
+	now := l.clock()
+	if now.Sub(l.checked) < lookEvery {
 		return l.value
 	}
-	l.checked = time.Now()
+	l.checked = now
 	stamps := l.look()
-	if slices.Equal(stamps, l.stamps) {
+	if slices.Equal(stamps, l.stamps) || slices.ContainsFunc(stamps, func(s stamp) bool { return s.fresh(now) }) {
 		return l.value
 	}
-	l.stamps = stamps
 	value, err := l.read()
-	if err != nil {
-		l.log.Error("the changed "+l.what+" cannot be used; what was read before still is", "err", err)
+	if err != nil { // it is tried again: the reason may be one that passes
+		if l.fault != err.Error() {
+			l.fault = err.Error()
+			l.log.Error("the changed "+l.what+" cannot be used; what was read before still is", "err", err)
+		}
 		return l.value
 	}
-	l.value = value
+	l.value, l.stamps, l.fault = value, stamps, ""
 	l.log.Info(l.what+" read again", "files", l.files)
 	return value
 }
