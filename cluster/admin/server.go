@@ -20,6 +20,8 @@ import (
 type LocalNode interface {
 	// ID is the node's number; state.NoNode before it has one.
 	ID() state.NodeID
+	// UUID is the node's identity, which it has from its first start on.
+	UUID() string
 	// Map is the agreed map as this node has applied it; never nil.
 	Map() *state.Map
 	// Cluster is the cluster that this node belongs to; "" if to none yet. A node that was just started knows it before it has the map.
@@ -221,7 +223,7 @@ func (s *Server) getNode(http.ResponseWriter, *http.Request) (any, error) {
 // thisNode joins the map's words about this node with its own.
 func (s *Server) thisNode() Node {
 	self := s.self()
-	n := Node{ID: s.node.ID(), State: "unformatted"}
+	n := Node{ID: s.node.ID(), UUID: s.node.UUID(), State: "unformatted"}
 	for _, known := range nodesOf(s.node.Map()) {
 		if known.ID == n.ID {
 			n = known

@@ -21,6 +21,7 @@ func (l *localNode) ID() state.NodeID { return l.n.node.Self().Node }
 func (l *localNode) Map() *state.Map  { return l.n.node.Map() }
 func (l *localNode) Leader() string   { return l.n.node.LeaderAddr() }
 func (l *localNode) Voters() []string { return l.n.node.Voters() }
+func (l *localNode) UUID() string     { return l.n.node.UUID() }
 func (l *localNode) Cluster() string  { return l.n.node.Cluster() }
 func (l *localNode) Stop()            { l.n.tell() }
 

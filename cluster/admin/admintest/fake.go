@@ -177,7 +177,7 @@ func (n *Node) Format(_ context.Context, r admin.FormatRequest) error {
 	defer n.c.mu.Unlock()
 	if len(n.c.m.Nodes) == 0 {
 		for i, addr := range n.c.addrs {
-			n.c.apply(&state.Command{Register: &state.Register{UUID: fmt.Sprintf("uuid-%d", i), Addr: addr, VNodes: 64, Inc: uint64(100 + i), Boot: "boot"}})
+			n.c.apply(&state.Command{Register: &state.Register{UUID: uuid(i), Addr: addr, VNodes: 64, Inc: uint64(100 + i), Boot: "boot"}})
 		}
 		n.c.apply(&state.Command{InService: &state.InService{Members: n.c.members(), Leased: n.c.members()}})
 	}
@@ -191,10 +191,14 @@ func (n *Node) Format(_ context.Context, r admin.FormatRequest) error {
 func (n *Node) Met() []admin.Peer {
 	var list []admin.Peer
 	for i, addr := range n.c.addrs {
-		list = append(list, admin.Peer{UUID: fmt.Sprintf("uuid-%d", i), Addr: addr, VNodes: 64})
+		list = append(list, admin.Peer{UUID: uuid(i), Addr: addr, VNodes: 64})
 	}
 	return list
 }
+
+func (n *Node) UUID() string { return uuid(n.i) }
+
+func uuid(i int) string { return fmt.Sprintf("uuid-%d", i) }
 
 func (n *Node) Cluster() string { return n.Map().Cluster }
 
