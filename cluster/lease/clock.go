@@ -11,8 +11,8 @@ const (
 	Length = 2 * time.Second
 	// Margin is what clocks may differ in rate over one Length, and then some.
 	Margin = 100 * time.Millisecond
-	// Period is how often a node asks. The answer to one asking usually grants the one before, so that a lease is never older than two Periods while the
-	// leader lives: then 1.75 s are left for electing another.
+	// Period is how often a node asks. The answer to one asking usually grants the one before, sometimes the one before that: while the leader lives a lease
+	// is never older than three Periods. So 1.6 s are left for electing another.
 	Period = 125 * time.Millisecond
 )
 

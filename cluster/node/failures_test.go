@@ -438,7 +438,7 @@ func TestServiceWithoutALeader(t *testing.T) {
 				for _, o := range w.others(h) {
 					switch {
 					case w.nodes[o].Leased():
-					case now < lease.Length-2*lease.Period-50*time.Millisecond:
+					case now < lease.Length-3*lease.Period-50*time.Millisecond:
 						t.Fatalf("%s after the leader's death %s has lost its lease", now, o)
 					case led >= 0 && now-led > 200*time.Millisecond:
 						t.Fatalf("%s has no lease %s after another leader's election, %s after the leader's death", o, now-led, now)
@@ -461,7 +461,7 @@ func TestServiceWithoutALeader(t *testing.T) {
 			return !slices.ContainsFunc(w.hosts, func(h string) bool { return w.nodes[h].Leased() })
 		})
 		d := time.Since(start)
-		if d < lease.Length-2*lease.Period-50*time.Millisecond {
+		if d < lease.Length-3*lease.Period-50*time.Millisecond {
 			t.Errorf("service ended after %s", d)
 		}
 		t.Logf("service ended %s after the voters lost each other", d)
