@@ -735,8 +735,15 @@ func (f *copyFramer) version(v *objstore.UnitVersion, unread func(*objstore.Unit
 		}
 		bl := &v.Blocks[i]
 		err := f.read(v.Vid, bl, n)
-		for err != nil && n > 1 { // a bad one keeps none of its neighbours back
-			n /= 2
+		var bad *objstore.BlockError
+		for err != nil && n > 1 { // one that is bad keeps none of its neighbours back
+			if n /= 2; errors.As(err, &bad) {
+				n = bad.Block - int(bl.Block)
+			}
+			if n <= 0 { // it is the first
+				n = 1
+				break
+			}
 			err = f.read(v.Vid, bl, n)
 		}
 		if err != nil {
