@@ -391,6 +391,7 @@ func (e *Engine) Resign(ctx context.Context) error {
 			if g.role == serving && len(g.members) > 0 {
 				if to := g.otherMember(m); to != state.NoNode {
 					g.handTo = to
+					g.wantSet()
 					left++
 				}
 			}
@@ -399,7 +400,6 @@ func (e *Engine) Resign(ctx context.Context) error {
 		if left == 0 {
 			return nil
 		}
-		e.proposer.poke()
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("resign %d groups of node %d: %w", left, self.Node, context.Cause(ctx))
