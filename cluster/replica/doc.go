@@ -16,7 +16,7 @@
 // then one write(2) to the journal → Finish: we have it; peers' acks: they have it → advance: commit, answer.
 //
 // Files: engine.go (wiring), group.go (the state machine above), handle.go (what a request may do), write.go, read.go, flush.go (the three kinds of
-// requests), peer.go (connections to replicas), secondary.go (the other end), takeover.go, insync.go (changing sets), resync.go and copyin.go (bringing a
+// requests), peer.go (connections to replicas), secondary.go (the other end), takeover.go, insync.go (changing sets), resync.go, copyout.go and copyin.go (bringing a
 // replica up to date, both ends), pace.go (how fast), closing.go (snapshots), collect.go (freeing), verify.go (cluster check),
 // rehome.go (from one disk of ours to another), once.go (changes of shared VDIs are done once), credit.go (space), rot.go and compare.go (what scrubs find).
 //
