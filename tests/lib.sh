@@ -77,6 +77,10 @@ below() { awk -v v="$1" -v l="$2" 'BEGIN{ if (v == "" || v + 0 >= l + 0) { print
 says() { grep -qE -- "$1" "$2"; }          # says REGEX FILE
 silent() { local re=$1; shift; ! grep -hE -- "$re" "$@"; } # no line of the FILES matches REGEX
 
+# freeze PID...: SIGSTOP, and a wait until every thread has stopped: the signal reaches one of them, which has to run before it stops the others.
+freeze() { kill -STOP "$@" && wait_until 10 frozen "$@"; }
+frozen() { local p; for p; do ! grep -hs '^State:' /proc/"$p"/task/*/status | grep -qv 'T (stopped)' || return 1; done; }
+
 # spawn COMMAND...: in the background, stopped at the end; its pid in $spawned.
 spawn() { "$@" & track $!; }
 
