@@ -2,13 +2,16 @@ package admin_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -239,6 +242,28 @@ func TestShutdownStopsAll(t *testing.T) {
 		if !c.Stopped(i) {
 			t.Errorf("node %d goes on", i)
 		}
+	}
+}
+
+// A node of another cluster that has the address of one that is down is none of a shutdown's business.
+func TestShutdownSparesStrangers(t *testing.T) {
+	c, clients := start(t, 3)
+	format(t, clients[0], 3)
+	var asked, stopped atomic.Int32
+	stranger := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPost {
+			stopped.Add(1)
+		}
+		asked.Add(1)
+		json.NewEncoder(w).Encode(admin.Node{ID: 3, UUID: "another's"})
+	}))
+	defer stranger.Close()
+	c.Apply(&state.Command{Register: &state.Register{UUID: "ours", Addr: stranger.Listener.Addr().String(), VNodes: 64, Inc: 7, Boot: "boot"}})
+	if err := clients[0].Shutdown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if asked.Load() == 0 || stopped.Load() != 0 {
+		t.Errorf("asked %d times, told to stop %d times", asked.Load(), stopped.Load())
 	}
 }
 
