@@ -192,3 +192,51 @@ func TestRule14WhoLeftTheSetIsNotCompared(t *testing.T) {
 		}
 	})
 }
+
+// A node comes back to a primary one of whose blocks rotted in the middle of a run that is read at once: all of the run reaches it, the rotten block from
+// the other copy; where that rotted too, that block alone is lost (STORE.md rule 13).
+func TestRule13RotInWhatAResyncReadsAtOnce(t *testing.T) {
+	for _, copies := range []int{1, 2} {
+		scrubbed(t, func(t *testing.T, c *cluster, tc *testClient, primary *testNode, others []*testNode, want []byte) {
+			back := others[0]
+			back.kill()
+			back.exited()
+			for i := range want {
+				want[i] ^= byte(i>>12) + 1
+			}
+			if _, s := tc.do(t.Context(), wire.KindWrite, wire.FlagFUA, 0, 0, uint32(len(want)), want); s != wire.StatusOK {
+				t.Fatal(s)
+			}
+			for _, n := range []*testNode{primary, others[1]}[:copies] {
+				if err := n.store.Checkpoint(); err != nil {
+					t.Fatal(err)
+				}
+				rot(t, n)
+			}
+			back.start()
+			c.whole(20 * time.Second)
+			good := 0
+			for b := range len(want) / objstore.BlockSize {
+				switch out, s := tc.do(t.Context(), wire.KindRead, 0, 0, uint32(b)*objstore.BlockSize, objstore.BlockSize, nil); {
+				case s == wire.StatusOK && bytes.Equal(out, want[b*objstore.BlockSize:][:objstore.BlockSize]):
+					good++
+				case s != wire.StatusBad:
+					t.Errorf("block %d: %v", b, s)
+				}
+			}
+			if lost := len(want)/objstore.BlockSize - good; lost != copies-1 {
+				t.Errorf("%d copies rotten: %d blocks are lost", copies, lost)
+			}
+			if primary.e.Stats.ResyncBlocks.Load() < int64(good) {
+				t.Errorf("%d blocks were copied", primary.e.Stats.ResyncBlocks.Load())
+			}
+			if copies == 2 { // a write of the whole block heals it
+				if _, s := tc.do(t.Context(), wire.KindWrite, 0, 0, 0, uint32(len(want)), want); s != wire.StatusOK {
+					t.Fatal(s)
+				}
+			}
+			c.wait("all is committed", 5*time.Second, c.allCommitted)
+			c.equal()
+		})
+	}
+}
