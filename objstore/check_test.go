@@ -9,8 +9,10 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
+	"github.com/sheepdog-go/sheepdog/objstore/vfs"
 	"github.com/sheepdog-go/sheepdog/objstore/vfs/simfs"
 )
 
@@ -319,6 +321,79 @@ func TestScrubTellsOfBlocksThatCameBad(t *testing.T) {
 		t.Errorf("%v", e)
 	}
 	s.SetScrubRate(0)
+}
+
+// sectors counts what is read from the disk itself, and cannot read one place of it.
+type sectors struct {
+	vfs.FS
+	reads int
+	bad   int64 // in bytes
+}
+
+type sectorsFile struct {
+	vfs.File
+	disk *sectors
+}
+
+func (d *sectors) Open(name string) (vfs.File, error) {
+	f, err := d.FS.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	return &sectorsFile{f, d}, nil
+}
+
+func (f *sectorsFile) ReadDirect(b []byte, off int64) (int, error) {
+	f.disk.reads++
+	if off <= f.disk.bad && f.disk.bad < off+int64(len(b)) {
+		return 0, syscall.EIO
+	}
+	return f.File.ReadDirect(b, off)
+}
+
+// TestScrubReadsOverGaps: what was overwritten here and there lies between free slots. It is read in long runs all the same, and where one cannot be read that block alone is called
+// bad which is to blame, and none if nothing needs the place.
+func TestScrubReadsOverGaps(t *testing.T) {
+	disk := &sectors{FS: simfs.New(1), bad: -1}
+	cfg := simConfig(disk.FS.(*simfs.FS))
+	cfg.FS = disk
+	var bad []int
+	cfg.OnBad = func(e *BlockError) { bad = append(bad, e.Block) }
+	if err := Create(cfg, testIdentity); err != nil {
+		t.Fatal(err)
+	}
+	s := reopen(t, cfg)
+	defer s.Close()
+	g, key := s.Group(1), MakeKey(1, 1)
+	stage(t, g, Entry{Kind: KindWrite, Key: key, Vid: 1, Gen: 1, Data: fill(1, 256)})
+	for b := 0; b < 256; b += 2 {
+		stage(t, g, Entry{Kind: KindWrite, Key: key, Vid: 1, Gen: 1, First: uint16(b), Data: fill(uint64(b), 1)})
+	}
+	if err := s.Checkpoint(); err != nil {
+		t.Fatal(err)
+	}
+	g.mu.Lock()
+	o := g.objects[key]
+	cells := o.t.list[0].cells
+	g.mu.Unlock()
+	scrub := func(at uint32) []int {
+		bad, disk.reads, disk.bad = nil, 0, int64(at)*BlockSize+5
+		s.scrubObject(o)
+		return bad
+	}
+	if bad := scrub(1 << 30); len(bad) > 0 || disk.reads > 10 {
+		t.Errorf("%d reads for 256 blocks; called bad: %v", disk.reads, bad)
+	}
+	if bad := scrub(cells[77].value()); !slices.Equal(bad, []int{77}) {
+		t.Errorf("block 77 cannot be read; called bad: %v", bad)
+	}
+	gap := cells[77].value() + 1
+	for slices.ContainsFunc(cells[:], func(c cell) bool { return c.kind() == cellSlot && c.value() == gap }) {
+		gap++
+	}
+	if bad := scrub(gap); len(bad) > 0 {
+		t.Errorf("nothing needs what cannot be read; called bad: %v", bad)
+	}
 }
 
 func TestScrubFindsRot(t *testing.T) {

@@ -87,20 +87,27 @@ func (c *Copy) Put(vid Vid, first int, crcs []uint32, data []byte) error {
 	return nil
 }
 
-// alloc takes a slot for each block, neighbours as far as possible, and gives
-// back those of what was put there before.
+// alloc takes a slot for each block and gives back those of what was put there before. Many blocks get neighbouring slots, if the file has to grow for it: what was overwritten
+// at random has its free slots one by one, and to write and sync to them is a request to the disk for each, beside those that clients wait for.
 func (c *Copy) alloc(vid Vid, first, count int) (runs []slotRun) {
+	scarce := c.g.s.Space().NearFull
 	c.g.mu.Lock()
 	defer c.g.mu.Unlock()
-	home := c.o.t.homeOf(vid)
+	t := c.o.t
 	for b := first; b < first+count; b++ {
 		id := blockID{vid, uint16(b)}
 		if old, ok := c.put[id]; ok {
-			c.o.t.free(old.value())
+			t.free(old.value())
 			delete(c.put, id)
 		}
 		delete(c.keep, id)
-		runs = c.o.t.alloc(home, b, 1, runs)
+	}
+	home := t.homeOf(vid)
+	if count >= runMin && !scarce {
+		return t.alloc(home, first, count, nil)
+	}
+	for b := first; b < first+count; b++ {
+		runs = t.alloc(home, b, 1, runs)
 	}
 	return runs
 }

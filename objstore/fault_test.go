@@ -406,7 +406,8 @@ func hangAt(t *testing.T, op string, k int) bool {
 	for i, step := range steps {
 		start := time.Now()
 		err := step()
-		synctest.Wait() // what runs beside has come to its end, or hangs: from here on nothing begins to hang before the next step
+		// What runs beside has come to its end, or hangs: from here on nothing begins to hang before the next step.
+		synctest.Wait()
 		if hung.Load() && running() && w.s.Err() == nil { // somebody else's call: a checkpoint's, the scrub's
 			time.Sleep(limit + limit/10)
 		}

@@ -64,6 +64,10 @@ const (
 	scrubSave = 64 * ObjectSize  // bytes between two notes of it
 	scrubNote = time.Minute      // time between two notes of it
 	scrubRest = 10 * time.Second // with nothing to do
+
+	// A read of the disk costs as much as some dozens of its blocks: slots are read in runs, over gaps that nothing needs, of which what is written at random is full.
+	scrubRun = 64 // slots in a read
+	scrubGap = 4  // slots of a gap that is read over
 )
 
 // scrubLoop is the scrub's goroutine.
@@ -245,23 +249,29 @@ func (s *Store) scrubObject(o *object) (n int64) {
 	}
 	defer f.Close()
 	slices.SortFunc(list, func(a, b place) int { return cmp.Compare(a.c.at, b.c.at) })
-	buf := alignedBuffer(64 * BlockSize)
+	buf := alignedBuffer(scrubRun * BlockSize)
+	read := f.ReadDirect
+	if bugScrubCached.active() {
+		read = f.ReadAt
+	}
 	for at := 0; at < len(list) && s.Err() == nil; {
-		k := 1
-		for at+k < len(list) && k < 64 && list[at+k].c.at == list[at].c.at+uint32(k) {
+		first, k := list[at].c.value(), 1
+		for at+k < len(list) && list[at+k].c.value()-first < scrubRun && list[at+k].c.value()-list[at+k-1].c.value() <= scrubGap+1 {
 			k++
 		}
-		b := buf[:k*BlockSize]
-		read := f.ReadDirect
-		if bugScrubCached.active() {
-			read = f.ReadAt
-		}
-		_, err := read(b, int64(list[at].c.value())*BlockSize)
+		some := list[at : at+k]
+		b := buf[:(some[k-1].c.value()-first+1)*BlockSize]
+		_, err := read(b, int64(first)*BlockSize)
 		n += int64(len(b))
 		s.m.scrubbed.Add(int64(k))
-		for i := range k {
-			p := list[at+i]
-			if err != nil || Checksum(b[i*BlockSize:(i+1)*BlockSize]) != p.c.sum {
+		for _, p := range some {
+			d := b[(p.c.value()-first)*BlockSize:][:BlockSize]
+			bad := err != nil
+			if bad && len(b) > BlockSize { // which of them is it, or is it one between them?
+				_, err := read(d, int64(p.c.value())*BlockSize)
+				bad = err != nil
+			}
+			if bad || Checksum(d) != p.c.sum {
 				s.scrubBad(o, p.vid, p.block, p.c)
 			}
 		}

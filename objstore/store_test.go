@@ -12,6 +12,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+
+	"github.com/sheepdog-go/sheepdog/objstore/vfs/simfs"
 )
 
 func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
@@ -278,6 +280,73 @@ func TestVersionsMergeDelete(t *testing.T) {
 	}
 	stage(t, g, Entry{Kind: KindWrite, Key: key, Vid: 7, Gen: 3, First: 0, Data: fill(9, 20)})
 	wantRead(t, g, key, []VidGen{{7, 3}}, 0, fill(9, 20))
+}
+
+// TestCopyWritesRuns: an object that was overwritten here and there has its free slots one by one. What a resync brings goes to the disk in long runs all the same; where space is
+// scarce, into those slots, so that the file does not grow.
+func TestCopyWritesRuns(t *testing.T) {
+	for _, scarce := range []bool{false, true} {
+		sim := simfs.New(1)
+		cfg := simConfig(sim)
+		s := openNew(t, cfg)
+		g, key := s.Group(1), MakeKey(1, 3)
+		stage(t, g, Entry{Kind: KindWrite, Key: key, Vid: 1, Gen: 1, Data: fill(1, 256)})
+		for b := 0; b < 256; b += 2 {
+			stage(t, g, Entry{Kind: KindWrite, Key: key, Vid: 1, Gen: 1, First: uint16(b), Data: fill(uint64(b), 1)})
+		}
+		for range 2 { // the second frees what was overwritten
+			if err := s.Checkpoint(); err != nil {
+				t.Fatal(err)
+			}
+			stage(t, g, Entry{Kind: KindZero, Key: MakeKey(1, 4), Vid: 1, Gen: 1, Count: 1})
+		}
+		g.mu.Lock()
+		o := g.objects[key]
+		name := s.objectName(o)
+		g.mu.Unlock()
+		chunks := func() int {
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			return len(o.t.used)
+		}
+		if scarce {
+			sim.SetCapacity(sim.Used()*4/3, 0) // near full is below a quarter here
+			s.spaceChanged()
+			if sp := s.Space(); !sp.NearFull || sp.Full {
+				t.Fatalf("%+v", sp)
+			}
+			waitFor(t, func() bool { return s.spares.n.Load() == 0 }) // they are taken while they are given back
+		}
+		writes, before := 0, chunks()
+		sim.Before = func(op, at string) error {
+			if op == "write" && at == name {
+				writes++
+			}
+			return nil
+		}
+		c, err := g.NewCopy(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		data := fill(5, 32)
+		var crcs []uint32
+		for i := range 32 {
+			crcs = append(crcs, Checksum(data[i*BlockSize:][:BlockSize]))
+		}
+		for first := 0; first < 128; first += 32 { // half of the object's free slots
+			if err := c.Put(1, first, crcs, data); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c.Abort()
+		if got := chunks(); scarce && got != before {
+			t.Errorf("space is scarce: the file grew from %d chunks to %d", before, got)
+		}
+		if !scarce && writes > 4 {
+			t.Errorf("%d writes for four runs", writes)
+		}
+		s.Close()
+	}
 }
 
 func TestCopyInstall(t *testing.T) {
