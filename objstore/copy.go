@@ -20,6 +20,9 @@ type Copy struct {
 	keep map[blockID]bool
 	done bool
 
+	fresh bool      // the object had no slots
+	next  slotPoint // behind what was put last
+
 	// Guarded by the group's mutex.
 	written, synced int64    // bytes put, and of them those that a sync has covered or will
 	file            *objFile // where the others are, held; nil: there are none
@@ -51,8 +54,9 @@ func (g *Group) NewCopy(key Key) (*Copy, error) {
 			o = g.newObject(key)
 		}
 		o.t.pins++
+		fresh := o.t.empty()
 		unlock()
-		return &Copy{g: g, o: o, put: map[blockID]cell{}, keep: map[blockID]bool{}}, nil
+		return &Copy{g: g, o: o, put: map[blockID]cell{}, keep: map[blockID]bool{}, fresh: fresh}, nil
 	}
 }
 
@@ -87,8 +91,9 @@ func (c *Copy) Put(vid Vid, first int, crcs []uint32, data []byte) error {
 	return nil
 }
 
-// alloc takes a slot for each block and gives back those of what was put there before. Many blocks get neighbouring slots, if the file has to grow for it: what was overwritten
-// at random has its free slots one by one, and to write and sync to them is a request to the disk for each, beside those that clients wait for.
+// alloc takes a slot for each block and gives back those of what was put there before. An object that has nothing yet gets its blocks where they belong. In others, neighbours follow
+// each other through free runs of a decent length, and the file gets longer where there is none: what was overwritten at random has its free slots one by one, and to write and
+// sync to these is a request to the disk for each, beside those that clients wait for.
 func (c *Copy) alloc(vid Vid, first, count int) (runs []slotRun) {
 	scarce := c.g.s.Space().NearFull
 	c.g.mu.Lock()
@@ -102,10 +107,13 @@ func (c *Copy) alloc(vid Vid, first, count int) (runs []slotRun) {
 		}
 		delete(c.keep, id)
 	}
-	home := t.homeOf(vid)
-	if count >= runMin && !scarce {
-		return t.alloc(home, first, count, nil)
+	if !scarce && !c.fresh {
+		if len(c.put) == 0 {
+			c.next = t.nextRun(slotPoint{})
+		}
+		return t.allocFrom(&c.next, count, nil)
 	}
+	home := t.homeOf(vid)
 	for b := first; b < first+count; b++ {
 		runs = t.alloc(home, b, 1, runs)
 	}

@@ -323,10 +323,7 @@ func (t *tables) gather(first, count int, runs []slotRun) []slotRun {
 				n += max(1, bits.TrailingZeros64(^w))
 				continue
 			}
-			c := 1
-			for c < need && n+c < BlocksPerObject && t.used[k][(n+c)/64]&(1<<((n+c)%64)) == 0 {
-				c++
-			}
+			c := t.freeAt(slotPoint{k, n}, need)
 			if c >= min(runMin, need) {
 				found = append(found, run{k, n, c})
 				need -= c
@@ -341,6 +338,60 @@ func (t *tables) gather(first, count int, runs []slotRun) []slotRun {
 		runs = t.takeRun(r.k, r.n, r.c, runs)
 	}
 	return runs
+}
+
+// slotPoint is a place in an object's file, by chunk and number there.
+type slotPoint struct{ k, n int }
+
+// allocFrom takes count free slots that follow each other from a place on, and leaves the place behind them: as long as there are any, then those of the next free run of a decent
+// length, at last those of a new chunk.
+func (t *tables) allocFrom(at *slotPoint, count int, runs []slotRun) []slotRun {
+	for count > 0 {
+		c := t.freeAt(*at, count)
+		if c == 0 {
+			*at = t.nextRun(*at)
+			continue
+		}
+		runs = t.takeRun(at.k, at.n, c, runs)
+		at.n, count = at.n+c, count-c
+	}
+	return runs
+}
+
+// nextRun is the next place from at on where runMin slots are free.
+func (t *tables) nextRun(at slotPoint) slotPoint {
+	for ; at.k < len(t.used); at = (slotPoint{at.k + 1, 0}) {
+		for at.n < BlocksPerObject {
+			c := t.freeAt(at, runMin)
+			if c == runMin {
+				return at
+			}
+			at.n += c + 1
+		}
+	}
+	t.grow(at.k + 1)
+	return at
+}
+
+// freeAt counts the free slots of a chunk from a place on, to at most count.
+func (t *tables) freeAt(at slotPoint, count int) (c int) {
+	if at.k >= len(t.used) {
+		return 0
+	}
+	for c < count && at.n+c < BlocksPerObject && t.used[at.k][(at.n+c)/64]&(1<<((at.n+c)%64)) == 0 {
+		c++
+	}
+	return c
+}
+
+// empty says that no slot is taken.
+func (t *tables) empty() bool {
+	for k := range t.used {
+		if t.used[k] != [chunkWords]uint64{} {
+			return false
+		}
+	}
+	return true
 }
 
 // release frees what checkpoints up to cut have retired and reports the
