@@ -5,6 +5,7 @@
 //	witness files DIR SECONDS       checksummed files, written and synced in rounds; verified at the end
 //	witness nbd write|check ...     4 KiB records through NBD, with a list of what was acknowledged and flushed
 //	witness power write|check ...   records on a file, "ACK n" printed once they are (or are claimed to be) durable
+//	witness still                   says when the machine stood still: "STILL from to", in seconds since 1970
 package main
 
 import (
@@ -13,9 +14,9 @@ import (
 )
 
 func main() {
-	commands := map[string]func([]string) error{"files": filesMain, "nbd": nbdMain, "power": powerMain}
+	commands := map[string]func([]string) error{"files": filesMain, "nbd": nbdMain, "power": powerMain, "still": stillMain}
 	if len(os.Args) < 2 || commands[os.Args[1]] == nil {
-		fmt.Fprintln(os.Stderr, "usage: witness files|nbd|power ...")
+		fmt.Fprintln(os.Stderr, "usage: witness files|nbd|power|still ...")
 		os.Exit(64)
 	}
 	if err := commands[os.Args[1]](os.Args[2:]); err != nil {

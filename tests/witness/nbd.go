@@ -108,6 +108,7 @@ type nbdClient struct {
 	stopping                   atomic.Bool
 	failure                    atomic.Pointer[error]
 	gaps                       gapMeter
+	beat                       *metronome
 	order                      *orderLog // nil without -log
 	saved                      int       // by USR1
 }
@@ -154,21 +155,27 @@ type gapMeter struct {
 	start, last          time.Time
 	longest, longestCall time.Duration
 	at                   time.Duration
+	what                 string        // the request that took longest,
+	whatAt               time.Duration // and when it was answered
 }
 
-func (g *gapMeter) answered(sent time.Time) {
+// answered notes one answer. What the machine stood still is not the server's.
+func (g *gapMeter) answered(what string, sent time.Time, beat *metronome) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	now := time.Now()
-	if gap := now.Sub(g.last); gap > g.longest {
+	if gap := now.Sub(g.last) - beat.still(g.last, now); gap > g.longest {
 		g.longest, g.at = gap, now.Sub(g.start)
 	}
-	g.longestCall = max(g.longestCall, now.Sub(sent))
+	if took := now.Sub(sent) - beat.still(sent, now); took > g.longestCall {
+		g.longestCall, g.what, g.whatAt = took, what, now.Sub(g.start)
+	}
 	g.last = now
 }
 
 func (c *nbdClient) write() error {
 	c.gaps.start, c.gaps.last = time.Now(), time.Now()
+	c.beat = startMetronome()
 	sigs := make(chan os.Signal, 1)
 	signal.Notify(sigs, os.Interrupt, syscall.SIGTERM, syscall.SIGUSR1)
 	if c.o.log != "" {
@@ -230,13 +237,13 @@ func (c *nbdClient) supervise(sigs <-chan os.Signal, done <-chan struct{}) strin
 
 func (c *nbdClient) report(reason string) error {
 	c.gaps.mu.Lock()
-	longest, at, call := c.gaps.longest, c.gaps.at, c.gaps.longestCall
+	longest, at, call, what, whatAt := c.gaps.longest, c.gaps.at, c.gaps.longestCall, c.gaps.what, c.gaps.whatAt
 	c.gaps.mu.Unlock()
 	c.mu.Lock()
 	reconnects := c.reconnects
 	c.mu.Unlock()
-	fmt.Printf("NBD-END reason=%s writes=%d reads=%d flushes=%d reconnects=%d longest-gap=%.3f at=%.1f longest-request=%.3f no-space=%d\n",
-		reason, c.writes.Load(), c.readsDone.Load(), c.flushes.Load(), reconnects, longest.Seconds(), at.Seconds(), call.Seconds(), c.noSpace.Load())
+	fmt.Printf("NBD-END reason=%s writes=%d reads=%d flushes=%d reconnects=%d longest-gap=%.3f at=%.1f longest-request=%.3f no-space=%d stood-still=%.3f longest-was=%s@%.1f\n",
+		reason, c.writes.Load(), c.readsDone.Load(), c.flushes.Load(), reconnects, longest.Seconds(), at.Seconds(), call.Seconds(), c.noSpace.Load(), c.beat.still(c.gaps.start, time.Now()).Seconds(), what, whatAt.Seconds())
 	return c.ledger.save(c.o.state)
 }
 
@@ -271,7 +278,7 @@ func (c *nbdClient) one(r *rand.Rand) error {
 			return err
 		}
 		c.readsDone.Add(1)
-		c.gaps.answered(sent)
+		c.gaps.answered("read", sent, c.beat)
 		return nil
 	}
 	version := c.ledger.issue(block)
@@ -281,7 +288,7 @@ func (c *nbdClient) one(r *rand.Rand) error {
 	}
 	c.ledger.ack(block, version)
 	c.order.note(block, version, sent)
-	c.gaps.answered(sent)
+	c.gaps.answered("write", sent, c.beat)
 	if n := c.writes.Add(1); c.o.flushEvery > 0 && n%c.o.flushEvery == 0 {
 		return c.flushNow()
 	}
@@ -308,7 +315,7 @@ func (c *nbdClient) flushNow() error {
 	}
 	c.ledger.endFlush(covered)
 	c.flushes.Add(1)
-	c.gaps.answered(sent)
+	c.gaps.answered("flush", sent, c.beat)
 	return nil
 }
 

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestBlockSaysWhatItIs(t *testing.T) {
@@ -174,5 +175,24 @@ func TestLostConnectionEndsItsCalls(t *testing.T) {
 	}
 	if err := n.flush(); err == nil || !strings.Contains(err.Error(), "lost") {
 		t.Fatalf("a call on a lost connection: %v", err)
+	}
+}
+
+// TestStandstill: what the machine stood still is taken off once, and only as far as a request was under way then; a late beat that is no standstill is not.
+func TestStandstill(t *testing.T) {
+	start := time.Now()
+	at := func(ms int) time.Time { return start.Add(time.Duration(ms) * time.Millisecond) }
+	m := &metronome{last: start}
+	for _, ms := range []int{10, 20, 220, 230, 1230, 1240} { // 200 ms late: busy; a second: still
+		m.hit(at(ms))
+	}
+	for _, c := range []struct{ from, to, want int }{
+		{0, 230, 0}, {0, 1240, 1000}, {230, 1230, 1000}, {730, 1240, 500}, {0, 1000, 770}, {1235, 1240, 0}, {1240, 1440, 0},
+		{1240, 3240, 2000}, // no beat since: it has just woken up
+		{0, 3240, 3000},
+	} {
+		if got := m.still(at(c.from), at(c.to)); got != time.Duration(c.want)*time.Millisecond {
+			t.Errorf("from %d to %d: %v, want %d ms", c.from, c.to, got, c.want)
+		}
 	}
 }
