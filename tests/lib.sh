@@ -78,8 +78,9 @@ says() { grep -qE -- "$1" "$2"; }          # says REGEX FILE
 silent() { local re=$1; shift; ! grep -hE -- "$re" "$@"; } # no line of the FILES matches REGEX
 
 # freeze PID...: SIGSTOP, and a wait until every thread has stopped: the signal reaches one of them, which has to run before it stops the others.
-freeze() { kill -STOP "$@" && wait_until 10 frozen "$@"; }
-frozen() { local p; for p; do ! grep -hs '^State:' /proc/"$p"/task/*/status | grep -qv 'T (stopped)' || return 1; done; }
+# (One that ended meanwhile is no reason not to wait for the others. What strace holds is "t (tracing stop)" then.)
+freeze() { kill -STOP "$@" 2>/dev/null; wait_until 30 frozen "$@"; }
+frozen() { local p; for p; do [ -z "$(grep -hs '^State:' /proc/"$p"/task/*/status | grep -v -e 'T (stopped)' -e 't (tracing stop)')" ] || return 1; done; }
 
 # spawn COMMAND...: in the background, stopped at the end; its pid in $spawned.
 spawn() { "$@" & track $!; }

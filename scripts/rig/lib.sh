@@ -20,8 +20,9 @@ wait_until() {
 
 now_ms() { local t=${EPOCHREALTIME/[.,]/}; echo $(( t / 1000 )); }
 
-# gone PID: true when no such process runs (a zombie counts as gone).
-gone() { case $(awk '/^State:/{print $2}' "/proc/$1/status" 2>/dev/null) in ''|Z|X) return 0;; *) return 1;; esac; }
+# gone PID: true when no such process runs. A zombie counts as gone once it has no thread left: its first thread is one already while others, in a system call
+# that takes its time, still hold its sockets and files.
+gone() { case $(awk '/^State:/{s = $2} /^Threads:/{t = $2} END {print s (t > 1 ? "+" : "")}' "/proc/$1/status" 2>/dev/null) in ''|Z|X) return 0;; *) return 1;; esac; }
 
 # stop PID [SECONDS]: TERM, then KILL after SECONDS (5), waiting for the end in both cases.
 stop() {
