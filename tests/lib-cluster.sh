@@ -45,10 +45,10 @@ nodes_seen() { [ "$(on "$1" node list -r | wc -l)" = "$2" ]; }
 cluster_up() {
   local n=$1 copies=${2:-3} i
   for i in $(seq "$n"); do node_start "$i"; done
-  for i in $(seq "$n"); do must "node $i answers" wait_until 15 node_answers "$i"; done
-  must "all nodes found" wait_until 15 nodes_seen 1 "$n"
+  for i in $(seq "$n"); do must "node $i answers" wait_until 60 node_answers "$i"; done
+  must "all nodes found" wait_until 60 nodes_seen 1 "$n"
   must "cluster format" on 1 cluster format --copies "$copies" ${FORMAT_FLAGS:-}
-  must "cluster is running" wait_until 15 healthy 1
+  must "cluster is running" wait_until 60 healthy 1
 }
 
 # healthy [N]: asked of node N, the cluster is formatted and everything is in sync.
@@ -74,8 +74,8 @@ node_vanish() {
   return 0
 }
 
-# node_stop N: TERM, the clean way.
-node_stop() { kill "${node_pid[$1]}"; wait_until 20 gone "${node_pid[$1]}" && wait "${node_pid[$1]}" 2>/dev/null; }
+# node_stop N: TERM, the clean way, for which a node gives itself half a minute.
+node_stop() { kill "${node_pid[$1]}"; wait_until 60 gone "${node_pid[$1]}" && wait "${node_pid[$1]}" 2>/dev/null; }
 
 # raft_leader N: the number of the node that leads, as node N knows; empty when there is none.
 raft_leader() { on "${1:-1}" cluster info --json | jq -r '.leader // empty' | sed -nE "s/^$(net_of)\.([0-9]+)(:.*)?$/\1/p"; }
@@ -95,8 +95,9 @@ vdi_field() { on 1 vdi list -r "$1" | awk -v n="$1" -v c="$2" '$2 == n && $1 != 
 # replicas_equal: the cluster's own comparison of all replicas of all objects.
 replicas_equal() { CLI_LIMIT=${1:-120} on 1 cluster check; }
 
-# same_list: `vdi list` is the same on every one of the nodes given.
-same_list() {
+# same_list: `vdi list` is the same on every one of the nodes given. What was agreed a moment ago some of them hear a moment later.
+same_list() { wait_until 10 lists_agree "$@" || lists_agree "$@"; }
+lists_agree() {
   local first=$1 i how
   for how in "" -r --json; do
     on "$first" vdi list $how >"$W/list.first" || return 1
@@ -110,5 +111,10 @@ nbd_serve() {
   echo "=== start $name" >>"$W/sheep-nbd.log"
   $(inside "${CLIENT:-1}") sheep-nbd -a "$(addr 1),$(addr 2),$(addr 3)" -t -k "$sock" "$@" "$name" >>"$W/sheep-nbd.log" 2>&1 &
   track $!
-  wait_until 15 test -S "$sock"
+  wait_until 60 listens_on "$sock" $!
 }
+# listens_on SOCKET PID: PID, or who shares its network, listens there. By looking: the file is there a moment before anybody is.
+listens_on() { awk -v s="$1" '$4 == "00010000" && $8 == s { found = 1 } END { exit !found }' "/proc/$2/net/unix"; }
+
+# heard_of N NAME[:TAG]: node N has it. What was agreed by way of another node is there a moment later.
+heard_of() { wait_until 10 nbdinfo --size "$(uri "$1" "$2")"; }
