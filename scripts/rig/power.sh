@@ -19,8 +19,8 @@ mounted() { grep -qF " $1 " /proc/mounts; }
 not_mounted() { ! mounted "$1"; }
 unmount() {
   mounted "$1" || return 0
-  umount "$1" 2>/dev/null || wait_until 5 umount "$1" || umount -l "$1"
-  wait_until 5 not_mounted "$1"
+  umount "$1" 2>/dev/null || wait_until 20 umount "$1" || umount -l "$1"
+  wait_until 20 not_mounted "$1"
 }
 
 # disk_back W how: what W/disk becomes seen through, in $back.
@@ -32,7 +32,7 @@ disk_back() {
   : >"$w/view"
   nbdkit -U "$w/s" -P "$w/nbdkit.pid" --filter=cache file "$w/disk" cache=writeback cache-max-size=2G cache-min-block-size=4K cache-on-read=false
   nbdfuse "$w/view" --unix "$w/s" 2>"$w/nbdfuse.log" & echo $! >"$w/nbdfuse.pid"; disown
-  wait_until 10 mounted "$w/view" || die "nbdfuse did not mount"
+  wait_until 30 mounted "$w/view" || die "nbdfuse did not mount"
   back=$w/view
 }
 
@@ -63,7 +63,7 @@ disk_down() {
   if [ "$(cat "$w/how")" = volatile ]; then
     # nbdfuse aborts when its server was killed (an assertion of libnbd 1.14); what it leaves mounted is let go
     unmount "$w/view"
-    [ -s "$w/nbdfuse.pid" ] && wait_until 5 gone "$(cat "$w/nbdfuse.pid")"
+    [ -s "$w/nbdfuse.pid" ] && wait_until 20 gone "$(cat "$w/nbdfuse.pid")"
     [ -s "$w/nbdkit.pid" ] && kill "$(cat "$w/nbdkit.pid")" 2>/dev/null
     rm -f "$w/nbdkit.pid" "$w/s"
   fi

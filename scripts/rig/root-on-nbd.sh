@@ -53,7 +53,7 @@ while [ -d /proc/$old ] && ! $bb grep -qs '^State:.Z' /proc/$old/status; do $bb 
 new=$($bb cat /run/rescue/pid) i=0
 while ! $bb grep -q "^process $new " /run/sheep-nbd/nbd0.lock; do
   i=$((i+1))
-  [ -d /proc/$new ] && [ $i -lt 600 ] || { $bb kill -QUIT $new; $bb usleep 200000; $bb tail -200 /run/rescue/log; echo RESTART-FAILED; exit 1; }
+  [ -d /proc/$new ] && [ $i -lt 1500 ] || { $bb kill -QUIT $new; $bb usleep 200000; $bb tail -200 /run/rescue/log; echo RESTART-FAILED; exit 1; }
   $bb usleep 50000
 done
 echo "RESTARTED $1"
@@ -70,7 +70,7 @@ while read -r line; do
 done </dev/ttyS0
 CONSOLE
 . /run/rescue/serve
-i=0; until grep -qs "^process" /run/sheep-nbd/nbd0.lock && mount -t ext4 /dev/nbd0 /mnt 2>/dev/null; do i=$((i+1)); [ $i -gt 600 ] && { cat /run/rescue/log; echo "NO-ROOT"; poweroff -f; }; usleep 50000; done
+i=0; until grep -qs "^process" /run/sheep-nbd/nbd0.lock && mount -t ext4 /dev/nbd0 /mnt 2>/dev/null; do i=$((i+1)); [ $i -gt 1500 ] && { cat /run/rescue/log; echo "NO-ROOT"; poweroff -f; }; usleep 50000; done
 for d in dev proc sys run; do mount --move /$d /mnt/$d; done
 exec switch_root /mnt /sbin/init
 INIT
