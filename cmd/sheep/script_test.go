@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -28,13 +29,14 @@ func TestMain(m *testing.M) {
 // nodeHosts are the addresses of a script's nodes; they share a port, as nodes do.
 var nodeHosts = []string{"127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4"}
 
-// listenAll listens on one port that is free on all of hosts.
-func listenAll(hosts []string) ([]net.Listener, int, error) {
+// listenAll listens on one port that is free on all of hosts: one from pick, or the system's choice for 0.
+func listenAll(hosts []string, pick func() int) ([]net.Listener, int, error) {
 	var last error
 	for range 100 {
-		first, err := net.Listen("tcp", net.JoinHostPort(hosts[0], "0"))
+		first, err := net.Listen("tcp", net.JoinHostPort(hosts[0], strconv.Itoa(pick())))
 		if err != nil {
-			return nil, 0, err
+			last = err
+			continue
 		}
 		port := first.Addr().(*net.TCPAddr).Port
 		list := []net.Listener{first}
@@ -54,9 +56,10 @@ func listenAll(hosts []string) ([]net.Listener, int, error) {
 	return nil, 0, last
 }
 
-// freePort is a port that was free on all of nodeHosts a moment ago.
+// freePort is a port that was free on all of nodeHosts a moment ago. It is below those that the system chooses from: other packages' tests, which run
+// beside these, ask for such all the time, and a script's nodes come and go.
 func freePort() (int, error) {
-	list, port, err := listenAll(nodeHosts)
+	list, port, err := listenAll(nodeHosts, func() int { return 10000 + rand.IntN(20000) })
 	closeAll(list)
 	return port, err
 }
@@ -67,7 +70,7 @@ func TestScripts(t *testing.T) {
 		Dir:           "testdata/script",
 		UpdateScripts: os.Getenv("UPDATE_GOLDEN") != "", // to be looked at before it is committed
 		Setup: func(e *testscript.Env) error {
-			listeners, port, err := listenAll(nodeHosts[:3])
+			listeners, port, err := listenAll(nodeHosts[:3], func() int { return 0 })
 			if err != nil {
 				return err
 			}
@@ -197,14 +200,14 @@ func (s sequential) Run(name string, f func(testscript.T)) {
 	s.T.Run(name, func(t *testing.T) { f(sequential{t}) })
 }
 
-// eventually PATTERN PROGRAM ARGS…: within some seconds the program succeeds and prints something that matches.
+// eventually PATTERN PROGRAM ARGS…: before long the program succeeds and prints something that matches.
 func eventuallyRuns(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: eventually PATTERN PROGRAM ARGS…")
 	}
 	pattern, err := regexp.Compile("(?m)" + args[0])
 	ts.Check(err)
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
 	defer cancel()
 	err = eventually(ctx, 100*time.Millisecond, func() (bool, error) {
 		if err := ts.Exec(args[1], args[2:]...); err != nil {
