@@ -21,14 +21,27 @@ func (n *Node) renew() {
 	t := time.NewTimer(0)
 	defer t.Stop()
 	var lastLeader string
-	var stuck bool
+	var stuck, again bool
 	for {
 		uuid, changed := n.cons.Leader()
 		if uuid != lastLeader {
 			lastLeader = uuid
 			n.holder.Applied()
 		}
-		if d := n.stuck(); d > 0 != stuck {
+		d := n.stuck()
+		if d > 0 && !stuck && !again {
+			// If the whole machine stood still, what is late runs in this very moment: nobody is told that a disk hangs before a second look.
+			again = true
+			t.Reset(renewEager)
+			select {
+			case <-t.C:
+				continue
+			case <-n.ctx.Done():
+				return
+			}
+		}
+		again = false
+		if d > 0 != stuck {
 			if stuck = d > 0; stuck {
 				n.log.Error("a disk hangs: this node asks for no lease, so that others take over", "for", d.Round(time.Millisecond))
 			} else {
