@@ -136,6 +136,7 @@ func (w *world) end() {
 	for h := range w.nodes {
 		w.crash(h)
 	}
+	time.Sleep(2 * time.Second) // virtual: a node that stops does not wait for a dial that it gave up, which the bubble must
 }
 
 // newest is the map that is furthest, on running nodes or crashed ones.
