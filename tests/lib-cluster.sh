@@ -115,6 +115,3 @@ nbd_serve() {
 }
 # listens_on SOCKET PID: PID, or who shares its network, listens there. By looking: the file is there a moment before anybody is.
 listens_on() { awk -v s="$1" '$4 == "00010000" && $8 == s { found = 1 } END { exit !found }' "/proc/$2/net/unix"; }
-
-# heard_of N NAME[:TAG]: node N has it. What was agreed by way of another node is there a moment later.
-heard_of() { wait_until 10 nbdinfo --size "$(uri "$1" "$2")"; }

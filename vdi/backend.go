@@ -55,12 +55,14 @@ func (b *Backend) List(context.Context) ([]nbd.ExportInfo, error) {
 }
 
 // Info describes one export from the directory alone.
-func (b *Backend) Info(_ context.Context, export string) (nbd.ExportInfo, error) {
+func (b *Backend) Info(ctx context.Context, export string) (nbd.ExportInfo, error) {
 	target, err := b.resolve(export)
 	if err != nil {
 		return nbd.ExportInfo{}, err
 	}
-	info, _, err := b.info(b.c.Map(), target)
+	name, snap := SplitName(target)
+	_, m, _ := b.c.Lookup(ctx, name, snap)
+	info, _, err := b.info(m, target)
 	return info, err
 }
 

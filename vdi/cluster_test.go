@@ -126,7 +126,7 @@ func (m nodeMaps) Subscribe() (<-chan struct{}, func()) {
 // gateway is a client inside node i.
 func (c *testCluster) gateway(i int) *client.Client {
 	n := c.nodes[i]
-	cl, err := client.New(client.Config{Maps: nodeMaps{n}, Net: n.Net(), Propose: n.Propose, Local: n.Engine(), LocalNode: n.Self().Node, Owner: n.Addr(),
+	cl, err := client.New(client.Config{Maps: nodeMaps{n}, Net: n.Net(), Propose: n.Propose, Latest: n.Latest, Local: n.Engine(), LocalNode: n.Self().Node, Owner: n.Addr(),
 		Logger: c.config(i).Logger})
 	if err != nil {
 		c.t.Fatal(err)
@@ -143,7 +143,7 @@ func (c *testCluster) program(i int) (*client.Client, func()) {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	cl, err := client.New(client.Config{Maps: w, Net: wire.TCP{}, Propose: w.Propose, ID: id, Logger: c.config(9).Logger})
+	cl, err := client.New(client.Config{Maps: w, Net: wire.TCP{}, Propose: w.Propose, Latest: w.Latest, ID: id, Logger: c.config(9).Logger})
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -287,6 +287,19 @@ func TestDiskOnTrueNodes(t *testing.T) {
 	c.until("all in sync again", c.healthy)
 	compare(t, s, want, "after resync")
 	closeDisk()
+
+	// What was made through one node is there for clients of all others at once.
+	backends := []*Backend{NewBackend(gw, BackendOptions{}), NewBackend(cl, BackendOptions{}), NewBackend(c.gateway(2), BackendOptions{})}
+	for i := range 50 {
+		name := fmt.Sprint("new", i)
+		c.propose(&state.Command{CreateVDI: &state.CreateVDI{Name: name, Size: 1 << 20}})
+		for k, b := range backends {
+			if _, err := b.Info(t.Context(), name); err != nil {
+				t.Fatalf("%s, made a moment ago, is not known at %d: %v", name, k, err)
+			}
+		}
+	}
+	backends[2].c.Close()
 	closeClient()
 	gw.Close()
 }

@@ -28,6 +28,8 @@ type Config struct {
 	Net  wire.Network
 	// Propose has a command agreed on; it keeps trying until ctx ends.
 	Propose func(ctx context.Context, cmd *state.Command) (state.Result, error)
+	// Latest is the index of the map that the leader has. Asked about names that are not known here; nil: they do not exist.
+	Latest func(ctx context.Context) (index uint64, err error)
 
 	// Local is the primary side of the node this client is part of, which is LocalNode. nil: a program of its own.
 	Local     wire.Submitter

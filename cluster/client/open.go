@@ -42,12 +42,12 @@ func (c *Client) Open(ctx context.Context, name, snap string, o OpenOptions) (*D
 	if c.closed.Load() {
 		return nil, fmt.Errorf("open %s: %w", name, ErrClosed)
 	}
-	v, err := c.Map().Lookup(name, snap)
+	v, m, err := c.Lookup(ctx, name, snap)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", exportName(name, snap), err)
 	}
 	if snap != "" || o.ReadOnly || v.State == state.Frozen {
-		s := c.newSession(c.Map(), v, nil, exportName(name, snap), snap != "")
+		s := c.newSession(m, v, nil, exportName(name, snap), snap != "")
 		return &Disk{s: s, readOnly: true}, nil
 	}
 	for {

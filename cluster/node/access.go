@@ -2,6 +2,8 @@ package node
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net"
 
 	"github.com/sheepdog-go/sheepdog/cluster/consensus"
@@ -67,6 +69,29 @@ func (n *Node) IsLeader() bool { return n.cons.Leading() != 0 }
 func (n *Node) LeaderAddr() string {
 	uuid, _ := n.cons.Leader()
 	return n.cons.Addr(uuid)
+}
+
+// Latest is the index of the map that the cluster's leader has; an error if none is known or it does not answer.
+func (n *Node) Latest(ctx context.Context) (index uint64, err error) {
+	if n.IsLeader() {
+		return n.Map().Index, nil
+	}
+	leader := n.LeaderAddr()
+	if leader == "" {
+		return 0, errors.New("no leader is known")
+	}
+	h, meta, err := n.peers.Do(ctx, leader, wire.Header{Kind: wire.KindWho}, nil)
+	if err != nil {
+		return 0, fmt.Errorf("ask the leader %s for its map's index: %w", leader, err)
+	}
+	var who wire.Who
+	if h.Status != wire.StatusOK {
+		return 0, fmt.Errorf("ask the leader %s for its map's index: %s: %s", leader, h.Status, meta)
+	}
+	if err := who.Parse(meta); err != nil {
+		return 0, fmt.Errorf("the leader %s: %w", leader, err)
+	}
+	return who.Index, nil
 }
 
 // Voters are the uuids of the nodes that vote in raft.

@@ -47,7 +47,7 @@ func (w *world) program() (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.c, err = client.New(client.Config{Maps: watch, Net: net, Propose: watch.Propose, ID: p.host, Logger: log})
+	p.c, err = client.New(client.Config{Maps: watch, Net: net, Propose: watch.Propose, Latest: watch.Latest, ID: p.host, Logger: log})
 	if err != nil {
 		return nil, err
 	}
@@ -64,7 +64,7 @@ func (m *machine) gateway() (*process, error) {
 	w := m.w
 	p := &process{w: w, host: fmt.Sprint("g", w.clients.Add(1)), at: m, n: n}
 	var err error
-	p.c, err = client.New(client.Config{Maps: nodeMaps{n}, Net: n.Net(), Propose: n.Propose, Local: n.Engine(), LocalNode: n.Self().Node, Owner: n.Addr(), ID: p.host,
+	p.c, err = client.New(client.Config{Maps: nodeMaps{n}, Net: n.Net(), Propose: n.Propose, Latest: n.Latest, Local: n.Engine(), LocalNode: n.Self().Node, Owner: n.Addr(), ID: p.host,
 		Logger: w.logs(p.host)})
 	if err != nil {
 		return nil, err

@@ -82,9 +82,6 @@ func (d *disks) close() {
 	d.watcher.Close()
 }
 
-// lateMax is what nodes are behind each other at most when all is well, and then some.
-const lateMax = 500 * time.Millisecond
-
 // connect finds the cluster and the VDI in it.
 func connect(ctx context.Context, o *options, log *slog.Logger) (*disks, error) {
 	host, _ := os.Hostname()
@@ -96,29 +93,21 @@ func connect(ctx context.Context, o *options, log *slog.Logger) (*disks, error) 
 	if err != nil {
 		return nil, connectError{err}
 	}
-	// It may have been made a moment ago, through a node whose map is newer than that of the one asked.
-	late, end := context.WithTimeout(ctx, lateMax)
-	client.WaitFor(late, w, func(m *state.Map) bool { return exists(m, o.target) == nil })
-	end()
-	if err := exists(w.Map(), o.target); err != nil {
-		w.Close()
-		return nil, fmt.Errorf("open VDI %s: %w", o.target, err)
-	}
-	c, err := client.New(client.Config{Maps: w, Net: wire.TCP{}, Propose: w.Propose, ID: id, Owner: owner, Logger: log})
+	c, err := client.New(client.Config{Maps: w, Net: wire.TCP{}, Propose: w.Propose, Latest: w.Latest, ID: id, Owner: owner, Logger: log})
 	if err != nil {
 		w.Close()
 		return nil, err
 	}
-	return &disks{w, c}, nil
-}
-
-func exists(m *state.Map, target string) error {
-	if !m.Formatted() {
-		return state.ErrUnformatted
+	d := &disks{w, c}
+	name, snap := vdi.SplitName(o.target)
+	if _, m, err := c.Lookup(ctx, name, snap); err != nil {
+		d.close()
+		if !m.Formatted() {
+			err = state.ErrUnformatted
+		}
+		return nil, fmt.Errorf("open VDI %s: %w", o.target, err)
 	}
-	name, snap := vdi.SplitName(target)
-	_, err := m.Lookup(name, snap)
-	return err
+	return d, nil
 }
 
 // writePid writes the process id, whole or not at all, and returns what removes it.

@@ -41,7 +41,7 @@ func newGateway(n *node.Node, o *nodeOptions, log *slog.Logger) *gateway {
 
 // open makes the client, once the node has a number.
 func (g *gateway) open() {
-	cfg := client.Config{Maps: nodeMaps{g.node}, Net: g.node.Net(), Propose: g.node.Propose, Local: g.node.Engine(), LocalNode: g.node.Self().Node,
+	cfg := client.Config{Maps: nodeMaps{g.node}, Net: g.node.Net(), Propose: g.node.Propose, Latest: g.node.Latest, Local: g.node.Engine(), LocalNode: g.node.Self().Node,
 		Owner: g.node.Addr(), Logger: g.log}
 	if g.options.small {
 		cfg.RetainBytesMax = 16 << 20

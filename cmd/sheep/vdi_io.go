@@ -69,7 +69,7 @@ func (s *shell) withDisk(c *cli.Context, snap string, readOnly bool, f func(ctx 
 		return systemf("%w", err)
 	}
 	defer w.Close()
-	cl, err := client.New(client.Config{Maps: w, Net: wire.TCP{}, Propose: w.Propose, ID: id, Owner: fmt.Sprintf("sheep %d on %s", os.Getpid(), host), Logger: log})
+	cl, err := client.New(client.Config{Maps: w, Net: wire.TCP{}, Propose: w.Propose, Latest: w.Latest, ID: id, Owner: fmt.Sprintf("sheep %d on %s", os.Getpid(), host), Logger: log})
 	if err != nil {
 		return err
 	}
