@@ -2,11 +2,16 @@ package replica
 
 import (
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
+// In virtual time, where what a test says took a millisecond did: a process that gets no processor for some of them in the middle of a write is taken for a slow disk.
+
 // What resync and scrub may take: all without clients, the floor where clients feel it, and back when they do not.
-func TestPaceTakesWhatClientsLeave(t *testing.T) {
+func TestPaceTakesWhatClientsLeave(t *testing.T) { synctest.Test(t, takesWhatClientsLeave) }
+
+func takesWhatClientsLeave(t *testing.T) {
 	const floor, ceiling = 10 << 20, 100 << 20
 	var p pace
 	look := func(times int, clients bool, latency time.Duration, taken int64) {
@@ -68,7 +73,9 @@ func took(ga *gauge, d time.Duration) {
 
 // A floor above the ceiling, or a ceiling below the floor's default, is the ceiling.
 // A write's way from its number to its commit is half of what its client waits for, a flush's round is all of it: 1.6 times as long is too much for flushes only.
-func TestPaceSlack(t *testing.T) {
+func TestPaceSlack(t *testing.T) { synctest.Test(t, slackOfWritesAndFlushes) }
+
+func slackOfWritesAndFlushes(t *testing.T) {
 	const floor, ceiling, much = 10 << 20, 100 << 20, 5 << 20
 	for _, flushes := range []bool{false, true} {
 		var p pace
@@ -110,7 +117,9 @@ func TestPaceFloorAboveCeiling(t *testing.T) {
 }
 
 // What a third copy costs in itself is not the copying's: with as many replicas as before, what is normal is what was normal then.
-func TestPaceKnowsWhatACopyCosts(t *testing.T) {
+func TestPaceKnowsWhatACopyCosts(t *testing.T) { synctest.Test(t, knowsWhatACopyCosts) }
+
+func knowsWhatACopyCosts(t *testing.T) {
 	const floor, ceiling, much = 10 << 20, 100 << 20, 5 << 20
 	for _, known := range []bool{true, false} {
 		var p pace
@@ -139,7 +148,9 @@ func TestPaceKnowsWhatACopyCosts(t *testing.T) {
 }
 
 // Clients whose writes take longer for some other reason than the copying do not hold it up for long; those that feel it do.
-func TestPaceFollowsWhatIsNormal(t *testing.T) {
+func TestPaceFollowsWhatIsNormal(t *testing.T) { synctest.Test(t, followsWhatIsNormal) }
+
+func followsWhatIsNormal(t *testing.T) {
 	const floor, ceiling, much = 10 << 20, 100 << 20, 5 << 20
 	for _, guilty := range []bool{false, true} {
 		var p pace
