@@ -150,10 +150,16 @@ func pipe(t *testing.T, cfg Config, b Backend) (*Server, *wire) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { s.Close() })
+	return s, another(t, s)
+}
+
+// another is one client more of a pipe's server.
+func another(t *testing.T, s *Server) *wire {
 	ours, theirs := net.Pipe()
 	s.ServeConn(theirs)
-	t.Cleanup(func() { ours.Close(); s.Close() })
-	return s, &wire{t, ours}
+	t.Cleanup(func() { ours.Close() })
+	return &wire{t, ours}
 }
 
 func be(parts ...any) []byte {

@@ -202,29 +202,46 @@ func TestPitfall8HalfOpenConnectionsAreBounded(t *testing.T) {
 }
 
 func TestPitfall8And28OneDeadlineForAll(t *testing.T) {
-	r, _ := memRig(t, func(c *Config) { c.HandshakeTimeout, c.MaxOptions = 150*time.Millisecond, 1<<30 })
-	begin := time.Now()
-	silent, slow := r.dial(t), r.dial(t)
-	slow.greet(fixed)
-	for slow.alive() { // one option after the other does not buy time
-		if time.Since(begin) > 5*time.Second {
-			t.Fatal("a slow handshake goes on for ever")
+	r, _ := memRig(t, func(c *Config) { c.HandshakeTimeout = 150 * time.Millisecond })
+	if _, err := io.ReadAll(r.dial(t).nc); isTimeout(err) {
+		t.Error("a client that says nothing is not cut off")
+	}
+	synctest.Test(t, func(t *testing.T) { // what a client does within its time it does so on the slowest machine
+		const limit = 10 * time.Second
+		b := NewMemBackend()
+		b.Add(ExportInfo{Name: "disk", Size: testSize})
+		s, silent := pipe(t, Config{HandshakeTimeout: limit, MaxOptions: 1 << 30}, b)
+		slow, done := another(t, s), another(t, s)
+		begin := time.Now()
+		silent.recv(18)
+		slow.greet(fixed)
+		done.greet(fixed)
+		done.wants(done.option(optGo, infoData("disk")), repAck)
+		for slow.alive() { // one option after the other does not buy time
+			if time.Sleep(limit / 8); time.Since(begin) > 2*limit {
+				t.Fatal("a slow handshake goes on for ever")
+			}
 		}
-	}
-	silent.recv(18)
-	silent.closed()
-	s := r.ready(t, "disk", simpleReplies)
-	time.Sleep(300 * time.Millisecond) // longer than the deadline, which is over with the handshake
-	if code := s.ask(cmdFlush, 0, 0, 0); code != 0 {
-		t.Errorf("flush after the handshake's deadline: %d", code)
-	}
+		silent.closed()
+		if took := time.Since(begin); took < limit || took > limit+limit/8 {
+			t.Errorf("handshakes ended after %v", took)
+		}
+		time.Sleep(limit) // longer than the deadline, which is over with the handshake
+		if code := done.ask(cmdFlush, 0, 0, 0); code != 0 {
+			t.Errorf("flush after the handshake's deadline: %d", code)
+		}
+	})
 }
 
 func (w *wire) alive() bool {
 	if _, err := w.nc.Write(option(999, nil)); err != nil {
 		return false
 	}
-	_, err := w.nc.Read(make([]byte, 100))
+	var h [20]byte
+	if _, err := io.ReadFull(w.nc, h[:]); err != nil {
+		return false
+	}
+	_, err := io.CopyN(io.Discard, w.nc, int64(binary.BigEndian.Uint32(h[16:])))
 	return err == nil
 }
 
@@ -238,6 +255,9 @@ func TestPitfall8ShutdownWithHalfOpenOnes(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.closed()
+	if _, err := net.Dial("unix", r.sock); err == nil {
+		t.Error("a server that is shut down accepts")
+	}
 	if err := r.srv.Shutdown(ctx); err != nil {
 		t.Errorf("second Shutdown: %v", err)
 	}

@@ -18,6 +18,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -254,13 +255,18 @@ func TestPitfall27NobodyEnumeratesWithoutTLS(t *testing.T) {
 }
 
 func TestPitfall28TLSHandshakeHasTheSameDeadline(t *testing.T) {
-	r, _ := tlsRig(t, TLSRequired, func(c *Config) { c.HandshakeTimeout = 100 * time.Millisecond })
-	w := r.dial(t)
-	w.greet(fixed)
-	w.wants(w.option(optStartTLS, nil), repAck)
-	if _, err := io.ReadAll(w.nc); isTimeout(err) {
-		t.Error("a client may dawdle in the TLS handshake")
-	}
+	synctest.Test(t, func(t *testing.T) { // so that STARTTLS itself is in time on the slowest machine
+		const limit = 10 * time.Second
+		_, w := pipe(t, Config{HandshakeTimeout: limit, TLSMode: TLSRequired, TLS: &tls.Config{Certificates: []tls.Certificate{newAuthority(t).issue("server", "localhost")}}},
+			NewMemBackend())
+		begin := time.Now()
+		w.greet(fixed)
+		time.Sleep(limit / 2)
+		w.wants(w.option(optStartTLS, nil), repAck)
+		if _, err := io.ReadAll(w.nc); isTimeout(err) || time.Since(begin) != limit {
+			t.Errorf("a client may dawdle in the TLS handshake, for %v (%v)", time.Since(begin), err)
+		}
+	})
 }
 
 func TestPitfall24ClientCertificates(t *testing.T) {
