@@ -86,7 +86,8 @@ func TestNoCluster(t *testing.T) {
 	os.Stderr = w
 	defer func() { os.Stderr = old }()
 	var errs bytes.Buffer
-	code := run(context.Background(), []string{"sheep-nbd", "-a", "127.0.0.1:1", "-k", t.TempDir() + "/s", "--connect-timeout", "300ms", "disk"}, new(bytes.Buffer), &errs)
+	// Long enough for a try to come to its end on a machine that stands still for a while.
+	code := run(context.Background(), []string{"sheep-nbd", "-a", "127.0.0.1:1", "-k", t.TempDir() + "/s", "--connect-timeout", "2s", "disk"}, new(bytes.Buffer), &errs)
 	w.Close()
 	if said, _ := io.ReadAll(r); strings.Count(string(said), "no node of the cluster answers") != 1 || !strings.Contains(string(said), "connection refused") {
 		t.Errorf("log: %s", said)
