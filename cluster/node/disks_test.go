@@ -93,9 +93,7 @@ func TestRule21DiskIsAddedAndRemovedOnARunningNode(t *testing.T) {
 		t.Errorf("%d groups on the second", d.Groups)
 	}
 	eventually(t, 5*time.Second, "the cluster knows", func() bool { return len(n.Map().Node(n.Self().Node).Disks) == 1 })
-	if !healthy(n.Map(), 1) || !n.Leased() {
-		t.Error("it does not serve")
-	}
+	eventually(t, 5*time.Second, "it serves", func() bool { return healthy(n.Map(), 1) && n.Leased() })
 	if err := n.RemoveDisk(second); !errors.Is(err, ErrLastDisk) {
 		t.Errorf("the only disk: %v", err)
 	}

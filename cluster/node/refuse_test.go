@@ -24,11 +24,14 @@ func refusedAtStart(t *testing.T, cfg Config, says string) {
 // refusedLater wants a started node to give up with such a line.
 func refusedLater(t *testing.T, n *Node, says string) {
 	t.Helper()
-	select {
-	case <-n.Done():
-	case <-time.After(15 * time.Second):
-		t.Fatalf("goes on, though %s", says)
-	}
+	eventually(t, 15*time.Second, "it gives up, since "+says, func() bool {
+		select {
+		case <-n.Done():
+			return true
+		default:
+			return false
+		}
+	})
 	if err := n.Err(); !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "\n") {
 		t.Errorf("gave up with %q, want one line with %q", err, says)
 	}
@@ -70,15 +73,13 @@ func TestRefusals(t *testing.T) {
 		t.Fatal(err)
 	}
 	other = single(t, dir, 2)
-	eventually(t, time.Second, "it is noted", func() bool { return other.dir.get().Formatted })
+	eventually(t, 10*time.Second, "it is noted", func() bool { return other.dir.get().Formatted })
 	stop(t, other)
 	if err := os.RemoveAll(filepath.Join(dir, "2", epochDir, "raft")); err != nil {
 		t.Fatal(err)
 	}
 	refusedAtStart(t, config(t, dir, 2), "lost raft's log")
-	if !allServe(n)() {
-		t.Error("the refusals disturbed a node")
-	}
+	eventually(t, 5*time.Second, "the refusals disturbed no node", allServe(n))
 }
 
 func TestWrongClusterIsRefused(t *testing.T) {
