@@ -327,7 +327,7 @@ func TestFailureBothCopiesWentWithDisks(t *testing.T) {
 				both++
 			}
 		}
-		return len(holds(nodes[0])) == 64 && len(holds(nodes[1])) == 64
+		return len(holds(nodes[0])) == 64 && len(holds(nodes[1])) == 64 && allServe(nodes[:]...)() && healthy(nodes[0].Map(), 2) // still
 	})
 	for i := range nodes {
 		nodes[i].Crash()
