@@ -49,7 +49,7 @@ func TestManyObjects(t *testing.T) {
 	took := time.Since(start)
 	runtime.GC()
 	runtime.ReadMemStats(&after)
-	each := float64(after.HeapAlloc-before.HeapAlloc) / objects
+	each := (float64(after.HeapAlloc) - float64(before.HeapAlloc)) / objects // less may be left than before: of what earlier tests have in pools
 	t.Logf("opened in %v, %.0f bytes an object", took, each)
 	if took > 10*time.Second || each > 200 {
 		t.Errorf("opened in %v, %.0f bytes an object", took, each)
