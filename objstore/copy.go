@@ -20,7 +20,7 @@ type Copy struct {
 	keep map[blockID]bool
 	done bool
 
-	fresh bool      // the object had no slots
+	fresh bool      // there was no object
 	next  slotPoint // behind what was put last
 
 	// Guarded by the group's mutex.
@@ -54,7 +54,7 @@ func (g *Group) NewCopy(key Key) (*Copy, error) {
 			o = g.newObject(key)
 		}
 		o.t.pins++
-		fresh := o.t.empty()
+		fresh := !o.exists()
 		unlock()
 		return &Copy{g: g, o: o, put: map[blockID]cell{}, keep: map[blockID]bool{}, fresh: fresh}, nil
 	}
@@ -91,9 +91,9 @@ func (c *Copy) Put(vid Vid, first int, crcs []uint32, data []byte) error {
 	return nil
 }
 
-// alloc takes a slot for each block and gives back those of what was put there before. An object that has nothing yet gets its blocks where they belong. In others, neighbours follow
-// each other through free runs of a decent length, and the file gets longer where there is none: what was overwritten at random has its free slots one by one, and to write and
-// sync to these is a request to the disk for each, beside those that clients wait for.
+// alloc takes a slot for each block and gives back those of what was put there before. An object that has nothing yet gets its blocks where they belong. In others they follow each
+// other, if the file has to get longer for it: what was overwritten at random has its free slots one by one, and to write and sync to these is a request to the disk for each,
+// beside those that clients wait for.
 func (c *Copy) alloc(vid Vid, first, count int) (runs []slotRun) {
 	scarce := c.g.s.Space().NearFull
 	c.g.mu.Lock()
@@ -109,7 +109,7 @@ func (c *Copy) alloc(vid Vid, first, count int) (runs []slotRun) {
 	}
 	if !scarce && !c.fresh {
 		if len(c.put) == 0 {
-			c.next = t.nextRun(slotPoint{})
+			c.next = t.copyPlace()
 		}
 		return t.allocFrom(&c.next, count, nil)
 	}

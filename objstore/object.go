@@ -358,6 +358,24 @@ func (t *tables) allocFrom(at *slotPoint, count int, runs []slotRun) []slotRun {
 	return runs
 }
 
+// copyChunks is how many chunks an object may have for a copy to begin another one, and not to look for free runs in those there are.
+const copyChunks = 8
+
+// copyPlace is where a copy's blocks begin: in a chunk of their own, if possible. The file system has no space for it yet, and gives it in one piece; the slots of other chunks, free
+// runs of them too, lie where they came to lie when they were written first, piece by piece.
+func (t *tables) copyPlace() slotPoint {
+	for k := range t.used {
+		if t.used[k] == [chunkWords]uint64{} {
+			return slotPoint{k, 0}
+		}
+	}
+	if k := len(t.used); k < copyChunks {
+		t.grow(k + 1)
+		return slotPoint{k, 0}
+	}
+	return t.nextRun(slotPoint{})
+}
+
 // nextRun is the next place from at on where runMin slots are free.
 func (t *tables) nextRun(at slotPoint) slotPoint {
 	for ; at.k < len(t.used); at = (slotPoint{at.k + 1, 0}) {
@@ -382,16 +400,6 @@ func (t *tables) freeAt(at slotPoint, count int) (c int) {
 		c++
 	}
 	return c
-}
-
-// empty says that no slot is taken.
-func (t *tables) empty() bool {
-	for k := range t.used {
-		if t.used[k] != [chunkWords]uint64{} {
-			return false
-		}
-	}
-	return true
 }
 
 // release frees what checkpoints up to cut have retired and reports the
