@@ -25,9 +25,10 @@ type syncer struct {
 	kick  chan struct{}
 }
 
-// Sync has done called, from another goroutine, once everything committed
+// Sync has done called, from another goroutine, once everything staged
 // before the call is durable, or with the error that ended the disk. All who
-// wait share a round.
+// wait share a round, which writes the journal, too. done is called by the
+// goroutine that syncs, and must not wait for anything.
 func (s *Store) Sync(done func(error)) {
 	y := &s.sync
 	y.mu.Lock()
@@ -41,7 +42,7 @@ func (s *Store) Sync(done func(error)) {
 	poke(y.kick)
 }
 
-// SyncWait is Sync of everything staged before the call, for callers that have nothing else to do: the round writes the journal, too.
+// SyncWait is Sync for callers that have nothing else to do.
 func (s *Store) SyncWait() error {
 	ch := make(chan error, 1)
 	s.Sync(func(err error) { ch <- err })

@@ -378,22 +378,15 @@ func (g *group) syncEnd(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 	g.mu.Unlock()
 	h := f.Header
 	h.Kind |= wire.KindAnswer
-	if err := store.Commit(); err != nil {
-		g.e.diskFailed(err)
-		return
-	}
 	if syncing {
+		if err := store.Commit(); err != nil {
+			g.e.diskFailed(err)
+			return
+		}
 		g.e.wg.Go(func() { g.endSyncing(c, h, st, &m) })
 		return
 	}
-	store.Sync(func(err error) {
-		if err != nil {
-			g.e.diskFailed(err)
-			h.Status = wire.StatusFailed
-		}
-		c.Send(&h, nil, nil, nil)
-		c.Flush()
-	})
+	b.Sync(disk{g.e, store}, &syncedFor{g.e, c, h})
 }
 
 // endSyncing waits for the disk, takes the mark off for good and tells the primary. Nobody begins another resync meanwhile.

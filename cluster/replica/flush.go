@@ -66,31 +66,75 @@ func (f *flushState) start(g *group, b *wire.Batch) {
 	for _, m := range rd.members {
 		rd.ask(g, m, b)
 	}
-	f.syncHere(g, rd)
+	f.syncHere(g, rd, b)
 }
 
 // syncHere makes our own journal durable. mu is held.
-func (f *flushState) syncHere(g *group, rd *flushRound) {
-	store := g.store
-	store.Sync(func(err error) {
-		if errors.Is(err, objstore.ErrClosed) {
+func (f *flushState) syncHere(g *group, rd *flushRound, b *wire.Batch) {
+	b.Sync(disk{g.e, g.store}, &syncedHere{g, rd, g.store})
+}
+
+// syncedHere goes on with a round whose part here is done.
+type syncedHere struct {
+	g     *group
+	rd    *flushRound
+	store *objstore.Store
+}
+
+func (d *syncedHere) Synced(err error, b *wire.Batch) {
+	if errors.Is(err, objstore.ErrClosed) {
+		return
+	}
+	g, f := d.g, &d.g.flushes
+	g.e.diskFailed(err)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case err == nil:
+		d.rd.local = false
+		f.finish(g, d.rd, b)
+	case f.round == d.rd && g.store != nil && g.store != d.store: // the group moved to another disk meanwhile, which has all of it
+		f.syncHere(g, d.rd, b)
+	} // else the round never ends: the others go on without us
+}
+
+// disk is a store of ours as a batch sees it: what one handful of frames wants durable, of however many groups, is one question to it, and one answer to each who asked.
+type disk struct {
+	e     *Engine
+	store *objstore.Store
+}
+
+func (d disk) Sync(list []wire.Synced) {
+	d.store.Sync(func(err error) {
+		tell := func() {
+			var b wire.Batch
+			for _, x := range list {
+				x.Synced(err, &b)
+			}
+			b.End()
+		}
+		if errors.Is(err, objstore.ErrClosed) { // the engine may wait for its goroutines already
+			tell()
 			return
 		}
-		g.e.diskFailed(err)
-		g.e.wg.Go(func() { // this is the goroutine that syncs, and whoever holds mu may wait for it
-			var b wire.Batch
-			g.mu.Lock()
-			switch {
-			case err == nil:
-				rd.local = false
-				f.finish(g, rd, &b)
-			case f.round == rd && g.store != nil && g.store != store: // the group moved to another disk meanwhile, which has all of it
-				f.syncHere(g, rd)
-			} // else the round never ends: the others go on without us
-			g.mu.Unlock()
-			b.End()
-		})
+		d.e.wg.Go(tell) // this is the goroutine that syncs, and those whom it tells take locks whose holders may wait for it
 	})
+}
+
+// syncedFor answers a primary that asked us to make a group durable.
+type syncedFor struct {
+	e *Engine
+	c *wire.Conn
+	h wire.Header
+}
+
+func (d *syncedFor) Synced(err error, b *wire.Batch) {
+	if err != nil {
+		d.e.diskFailed(err)
+		d.h.Status = wire.StatusFailed
+	}
+	d.c.Send(&d.h, nil, nil, nil)
+	b.Flush(d.c)
 }
 
 // ask has a replica make the group durable.

@@ -213,21 +213,7 @@ func (g *group) sync(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 		return
 	}
 	h := wire.Header{Kind: f.Kind | wire.KindAnswer, ID: f.ID, Group: f.Group, Term: f.Term}
-	if err := store.Commit(); err != nil {
-		g.e.diskFailed(err)
-		h.Status = wire.StatusFailed
-		c.Send(&h, nil, nil, nil)
-		b.Flush(c)
-		return
-	}
-	store.Sync(func(err error) {
-		if err != nil {
-			g.e.diskFailed(err)
-			h.Status = wire.StatusFailed
-		}
-		c.Send(&h, nil, nil, nil)
-		c.Flush()
-	})
+	b.Sync(disk{g.e, store}, &syncedFor{g.e, c, h})
 }
 
 // position tells a new primary where we stand, and that no older one can change it any more (R2, R19).

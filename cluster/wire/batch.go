@@ -15,6 +15,18 @@ type finish struct {
 	upTo uint64
 }
 
+// Syncer is a disk that makes durable all that is staged when it is asked, and tells everybody in the list of it from a goroutine that has nothing else to do. It is comparable: one of
+// them is asked once a batch.
+type Syncer interface{ Sync(list []Synced) }
+
+// Synced goes on with what had to wait for the disk. It is called without any lock held; err is what ended the disk.
+type Synced interface{ Synced(err error, b *Batch) }
+
+type syncing struct {
+	s    Syncer
+	list []Synced
+}
+
 // Completer tells somebody the outcome of a request. It is called without any lock held and may submit more to the same batch.
 type Completer interface{ Complete(b *Batch) }
 
@@ -24,6 +36,7 @@ type Batch struct {
 	journals  []Committer
 	finishers []finish
 	done      []Completer
+	syncs     []syncing
 	flushers  []Flusher
 
 	finishing  []finish
@@ -51,6 +64,17 @@ func (b *Batch) Finish(f Finisher, upTo uint64) {
 	b.finishers = append(b.finishers, finish{f, upTo})
 }
 
+// Sync has d told when all that is staged at the end of the batch is durable on s.
+func (b *Batch) Sync(s Syncer, d Synced) {
+	for i := range b.syncs {
+		if b.syncs[i].s == s {
+			b.syncs[i].list = append(b.syncs[i].list, d)
+			return
+		}
+	}
+	b.syncs = append(b.syncs, syncing{s, []Synced{d}})
+}
+
 // Complete has c called when no lock is held.
 func (b *Batch) Complete(c Completer) { b.done = append(b.done, c) }
 
@@ -65,7 +89,7 @@ func (b *Batch) Flush(f Flusher) {
 }
 
 // End does all that was gathered: sends to peers first, so that they work while our journal is written; then the journals, who waited for
-// them, and the outcomes, until nothing new comes of it; then what that queued is sent.
+// them, and the outcomes, until nothing new comes of it; then the disks are asked to sync, and what all that queued is sent.
 func (b *Batch) End() {
 	for len(b.journals)+len(b.finishers)+len(b.done) > 0 {
 		if len(b.journals) > 0 {
@@ -87,6 +111,11 @@ func (b *Batch) End() {
 			c.Complete(b)
 		}
 	}
+	for i, x := range b.syncs {
+		b.syncs[i] = syncing{}
+		x.s.Sync(x.list)
+	}
+	b.syncs = b.syncs[:0]
 	b.flush()
 }
 
