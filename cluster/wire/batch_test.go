@@ -1,0 +1,51 @@
+package wire
+
+import (
+	"slices"
+	"testing"
+)
+
+type asked struct {
+	what *[]string
+	name string
+	list *[]Synced
+}
+
+func (a asked) Sync(list []Synced) {
+	*a.what = append(*a.what, "sync "+a.name)
+	*a.list = append(*a.list, list...)
+}
+func (a asked) Commit() error { *a.what = append(*a.what, "commit "+a.name); return nil }
+func (a asked) Flush()        { *a.what = append(*a.what, "flush "+a.name) }
+
+type told int
+
+func (told) Synced(error, *Batch) {}
+
+type then func(*Batch)
+
+func (f then) Complete(b *Batch) { f(b) }
+
+// However many things a batch wants durable on a disk, it asks once: after the journals' write and all outcomes, which may want more, and before what is sent last.
+func TestBatchAsksADiskOnce(t *testing.T) {
+	var what []string
+	var one, two []Synced
+	a, z, c := asked{&what, "a", &one}, asked{&what, "z", &two}, asked{&what, "c", nil}
+	var b Batch
+	b.Sync(a, told(1))
+	b.Sync(z, told(2))
+	b.Sync(a, told(3))
+	b.Journal(a)
+	b.Complete(then(func(b *Batch) { b.Sync(a, told(4)); b.Flush(c) }))
+	b.End()
+	if want := []string{"commit a", "sync a", "sync z", "flush c"}; !slices.Equal(what, want) {
+		t.Fatalf("did %q, want %q", what, want)
+	}
+	if !slices.Equal(one, []Synced{told(1), told(3), told(4)}) || !slices.Equal(two, []Synced{told(2)}) {
+		t.Fatalf("a was asked for %v, z for %v", one, two)
+	}
+	what = nil
+	if b.End(); len(what) > 0 {
+		t.Fatalf("the next batch did %q", what)
+	}
+}
