@@ -365,7 +365,7 @@ func (g *group) syncEnd(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 	if s == wire.StatusOK && g.syncing && c != g.syncConn {
 		s = wire.StatusGap
 	}
-	store, st := g.store, g.st
+	store, st, last := g.store, g.st, g.last
 	if s == wire.StatusOK && (err != nil || g.last < m.Last.LSN) {
 		s = wire.StatusGap
 	}
@@ -386,7 +386,7 @@ func (g *group) syncEnd(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 		g.e.wg.Go(func() { g.endSyncing(c, h, st, &m) })
 		return
 	}
-	b.Sync(disk{g.e, store}, &syncedFor{g.e, c, h})
+	b.Sync(disk{store}, &syncedFor{g, c, h, store, last})
 }
 
 // endSyncing waits for the disk, takes the mark off for good and tells the primary. Nobody begins another resync meanwhile.

@@ -1,7 +1,6 @@
 package replica
 
 import (
-	"errors"
 	"time"
 
 	"github.com/sheepdog-go/sheepdog/cluster/state"
@@ -71,7 +70,7 @@ func (f *flushState) start(g *group, b *wire.Batch) {
 
 // syncHere makes our own journal durable. mu is held.
 func (f *flushState) syncHere(g *group, rd *flushRound, b *wire.Batch) {
-	b.Sync(disk{g.e, g.store}, &syncedHere{g, rd, g.store})
+	b.Sync(disk{g.store}, &syncedHere{g, rd, g.store})
 }
 
 // syncedHere goes on with a round whose part here is done.
@@ -82,10 +81,10 @@ type syncedHere struct {
 }
 
 func (d *syncedHere) Synced(err error, b *wire.Batch) {
-	if errors.Is(err, objstore.ErrClosed) {
+	g, f := d.g, &d.g.flushes
+	if err != nil && g.e.ctx.Err() != nil {
 		return
 	}
-	g, f := d.g, &d.g.flushes
 	g.e.diskFailed(err)
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -98,43 +97,54 @@ func (d *syncedHere) Synced(err error, b *wire.Batch) {
 	} // else the round never ends: the others go on without us
 }
 
-// disk is a store of ours as a batch sees it: what one handful of frames wants durable, of however many groups, is one question to it, and one answer to each who asked.
-type disk struct {
-	e     *Engine
+// syncedFor answers a primary that asked us to make a group durable.
+type syncedFor struct {
+	g     *group
+	c     *wire.Conn
+	h     wire.Header // of the answer
 	store *objstore.Store
+	last  uint64 // what we held then
 }
+
+func (d *syncedFor) Synced(err error, b *wire.Batch) {
+	if err != nil {
+		if d.again(b) {
+			return
+		}
+		d.g.e.diskFailed(err)
+		d.h.Status = wire.StatusFailed
+	}
+	d.c.Send(&d.h, nil, nil, nil)
+	b.Flush(d.c)
+}
+
+// again asks the disk that the group moved to meanwhile, if it did, which has all of it: what we held then is part of what we hold now, where nothing but the same primary's stream came between.
+func (d *syncedFor) again(b *wire.Batch) bool {
+	g := d.g
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.e.ctx.Err() != nil || g.store == nil || g.store == d.store || g.fence != d.h.Term || g.syncing || g.last < d.last {
+		return false
+	}
+	d.store = g.store
+	b.Sync(disk{d.store}, d)
+	return true
+}
+
+// disk is a store of ours as a batch sees it: what one handful of frames wants durable, of however many groups, is one question to it, and one answer to each who asked.
+// By the time that it is asked a group may have moved to another disk, and this one be closed.
+type disk struct{ store *objstore.Store }
 
 func (d disk) Sync(list []wire.Synced) {
 	d.store.Sync(func(err error) {
-		tell := func() {
+		go func() { // this is the goroutine that syncs, and those whom it tells take locks whose holders may wait for it
 			var b wire.Batch
 			for _, x := range list {
 				x.Synced(err, &b)
 			}
 			b.End()
-		}
-		if errors.Is(err, objstore.ErrClosed) { // the engine may wait for its goroutines already
-			tell()
-			return
-		}
-		d.e.wg.Go(tell) // this is the goroutine that syncs, and those whom it tells take locks whose holders may wait for it
+		}()
 	})
-}
-
-// syncedFor answers a primary that asked us to make a group durable.
-type syncedFor struct {
-	e *Engine
-	c *wire.Conn
-	h wire.Header
-}
-
-func (d *syncedFor) Synced(err error, b *wire.Batch) {
-	if err != nil {
-		d.e.diskFailed(err)
-		d.h.Status = wire.StatusFailed
-	}
-	d.c.Send(&d.h, nil, nil, nil)
-	b.Flush(d.c)
 }
 
 // ask has a replica make the group durable.

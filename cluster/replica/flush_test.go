@@ -2,6 +2,7 @@ package replica
 
 import (
 	"bytes"
+	"net"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -55,6 +56,73 @@ func TestFlushOfManyGroups(t *testing.T) {
 		}
 		if answers != 1 || syncs != 2 {
 			t.Fatalf("%d groups: %d messages from the replica, want 1; %d syncs of the two disks, want 2", asked, answers, syncs)
+		}
+	})
+}
+
+// hears gives the status of each frame that comes.
+type hears chan wire.Status
+
+func (h hears) Frame(_ *wire.Conn, f *wire.Frame, _ *wire.Batch) { h <- f.Status }
+func (h hears) Closed(*wire.Conn, error)                         {}
+
+// A group moves to another disk, and the one it was on is let go of, between the moment when a batch takes down that the group is to be durable and the moment when it asks the disk:
+// the other disk is asked, at the primary and at a replica.
+func TestFailure25FlushWhileItsDiskGoes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 2, 2, 1)
+		c.whole(5 * time.Second)
+		c.a.must(&state.Command{CreateVDI: &state.CreateVDI{Name: "d", Size: 1 << 30}})
+		tc := c.client("x", "d")
+		if _, s := tc.do(t.Context(), wire.KindWrite, 0, 0, 0, 4096, bytes.Repeat([]byte{1}, 4096)); s != wire.StatusOK {
+			t.Fatal(s)
+		}
+		agreed := c.a.cur().Groups[0]
+		first, second := c.nodes[0], c.nodes[1]
+		if agreed.Primary.Node != first.id {
+			first, second = second, first
+		}
+		away := func(n *testNode) {
+			other, _ := n.secondDisk(t)
+			n.move(t, agreed.ID, other)
+			n.store.Close()
+		}
+
+		ended := make(chan bool, 1)
+		var b wire.Batch
+		g := first.e.group(agreed.ID)
+		g.mu.Lock()
+		g.flush(&wire.Request{Kind: wire.KindFlush, Group: uint32(g.id), To: flushFunc(func(ok bool) { ended <- ok })}, &b)
+		g.mu.Unlock()
+		away(first)
+		b.End()
+		select {
+		case ok := <-ended:
+			if !ok {
+				t.Fatal("the flush was not done")
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatal("the flush does not end")
+		}
+
+		x, y := net.Pipe()
+		defer x.Close()
+		defer y.Close()
+		heard := make(hears, 1)
+		wire.NewConn(y, heard).Start()
+		primary := wire.NewConn(x, heard)
+		primary.Start()
+		to := second.e.group(agreed.ID)
+		to.sync(primary, &wire.Frame{Header: wire.Header{Kind: wire.KindSync, Group: uint32(agreed.ID), Term: agreed.Term, From: agreed.Primary.Inc, To: second.inc}}, &b)
+		away(second)
+		b.End()
+		select {
+		case s := <-heard:
+			if s != wire.StatusOK {
+				t.Fatalf("the replica says %v", s)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatal("the replica does not answer")
 		}
 	})
 }

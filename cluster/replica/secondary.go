@@ -204,7 +204,7 @@ func (g *group) ack(b *wire.Batch) {
 func (g *group) sync(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 	g.mu.Lock()
 	s := g.admit(f, b)
-	store := g.store
+	store, last := g.store, g.last
 	if s != wire.StatusOK {
 		g.deny(c, f, s, nil, b)
 	}
@@ -213,7 +213,7 @@ func (g *group) sync(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 		return
 	}
 	h := wire.Header{Kind: f.Kind | wire.KindAnswer, ID: f.ID, Group: f.Group, Term: f.Term}
-	b.Sync(disk{g.e, store}, &syncedFor{g.e, c, h})
+	b.Sync(disk{store}, &syncedFor{g, c, h, store, last})
 }
 
 // position tells a new primary where we stand, and that no older one can change it any more (R2, R19).
