@@ -27,7 +27,7 @@ const (
 	paceSlack  = 1.4  // clients keep 70 % of their speed,
 	paceWrites = 1.8  // as they do where a write takes so much longer from its number to its commit: that is about half of what its client waits for
 	paceShrink = 0.7  // of the share, at one look
-	paceGrow   = 0.05 // at one look
+	paceGrow   = 0.07 // at one look
 	paceStart  = 0.3  // what begins beside clients at most has
 	paceQuiet  = 5    // looks without any client after which there is none
 	paceSample = 8    // one write in so many is measured

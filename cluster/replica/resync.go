@@ -19,12 +19,15 @@ import (
 // Until its object is copied, the replica gets an empty entry in place of each that changes it: the copy has it.
 
 const (
-	resyncsMax  = 512                   // groups that a primary compares at once: most missed little or nothing, and share what they wait for, which is syncs of the replica's disk
-	copiersMax  = 2                     // of them, those that copy objects: writes to an object wait while the last of it follows
-	scanPause   = 10 * time.Millisecond // between two looks at all groups
-	burst       = 50 * time.Millisecond // what may be copied at once after a rest: so much of a second's
-	resyncRetry = 500 * time.Millisecond
-	callLimit   = 20 * time.Second // of one step
+	resyncsMax   = 512                    // groups that a primary compares at once: most missed little or nothing, and share what they wait for, which is syncs of the replica's disk
+	copiersMax   = 2                      // of them, those that copy objects: writes to an object wait while the last of it follows
+	scanPause    = 10 * time.Millisecond  // between two looks at all groups
+	scanInterval = 200 * time.Millisecond // between two looks when nothing has happened
+	movesMax     = 32                     // groups that are handed to their preferred primaries at one look
+	movesBeside  = 8                      // the same while others are brought up to date, in scanInterval: it is not pressing, and each costs clients and voters something
+	burst        = 50 * time.Millisecond  // what may be copied at once after a rest: so much of a second's
+	resyncRetry  = 500 * time.Millisecond
+	callLimit    = 20 * time.Second // of one step
 )
 
 // joiner is the state of one resync.
@@ -85,9 +88,10 @@ func (s *resyncer) poke() {
 }
 
 func (s *resyncer) run() {
-	t := time.NewTicker(200 * time.Millisecond)
+	t := time.NewTicker(scanInterval)
 	defer t.Stop()
 	for {
+		moves := movesMax
 		select {
 		case <-s.e.ctx.Done():
 			return
@@ -97,16 +101,21 @@ func (s *resyncer) run() {
 				return
 			case <-time.After(scanPause):
 			}
+			if len(s.slots) > 0 {
+				moves = 0
+			}
 		case <-t.C:
+			if len(s.slots) > 0 {
+				moves = movesBeside
+			}
 		}
-		s.scan()
+		s.scan(moves)
 	}
 }
 
-// scan starts what can be started and hands groups to their preferred primaries, a few at a time.
-func (s *resyncer) scan() {
+// scan starts what can be started and hands at most so many groups to their preferred primaries.
+func (s *resyncer) scan(moves int) {
 	m := s.e.agreed()
-	moves := 0
 	self := s.e.self()
 	for _, sg := range m.Groups {
 		if sg.Primary == self && lacking(m, sg) {
@@ -135,8 +144,8 @@ func (s *resyncer) look(g *group, m *state.Map, moves *int) {
 	for _, t := range g.agree.Target {
 		s.consider(g, m, t)
 	}
-	if *moves < 32 && g.preferOther(m) {
-		*moves++
+	if *moves > 0 && g.preferOther(m) {
+		*moves--
 	}
 }
 
