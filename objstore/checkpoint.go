@@ -44,12 +44,22 @@ type moved struct {
 func (s *Store) wantCheckpoint(now bool) {
 	if now {
 		s.checkpointNow.Store(true)
+		poke(s.checkpointHurry)
 	}
 	poke(s.checkpointKick)
 }
 
 // Checkpoint empties the journal as of now.
 func (s *Store) Checkpoint() error {
+	return s.checkpointSoon()
+}
+
+// checkpointSoon is for whoever waits: neither this checkpoint nor one that is
+// under way rests.
+func (s *Store) checkpointSoon() error {
+	s.checkpointWaits.Add(1)
+	defer s.checkpointWaits.Add(-1)
+	poke(s.checkpointHurry)
 	return s.checkpoint()
 }
 
@@ -59,24 +69,29 @@ func (s *Store) checkpointLoop() {
 	timer := time.NewTicker(s.cfg.CheckpointInterval)
 	defer timer.Stop()
 	for {
-		due := false
+		due, run := false, s.checkpoint
 		select {
 		case <-s.stop:
 			return
 		case <-timer.C:
 			due = s.j.endNow() != pos(s.cutAt.Load()) // else nothing has happened since the last one
 		case <-s.checkpointKick:
-			due = s.checkpointNow.Swap(false) || s.journalHeavy()
+			if due = s.checkpointNow.Swap(false); due {
+				run = s.checkpointSoon
+			} else {
+				due = s.journalHeavy()
+			}
 		}
 		s.giveBackSpares()
 		if !due || s.Err() != nil {
 			continue
 		}
-		if err := s.checkpoint(); err != nil && s.Err() == nil {
+		if err := run(); err != nil && s.Err() == nil {
 			s.log.Warn("checkpoint", "error", err)
 			s.waitAfterFailure()
 			s.wantCheckpoint(true)
 		}
+		timer.Reset(s.cfg.CheckpointInterval)
 		s.makeReserve()
 	}
 }
@@ -98,6 +113,41 @@ func (s *Store) journalHeavy() bool {
 	return s.j.sinceCut(pos(s.cutAt.Load())) > s.cfg.CheckpointBytes ||
 		s.largeSince.Load() > s.cfg.CheckpointBytes ||
 		s.dirtyObjects.Load() > int64(s.cfg.CheckpointObjects)
+}
+
+// pressing says that a checkpoint under way is waited for, or soon will be.
+func (s *Store) pressing() bool {
+	return s.checkpointWaits.Load() > 0 || s.checkpointNow.Load() ||
+		s.j.sinceCut(s.cutDone) > (s.cfg.CheckpointBytes+s.cfg.JournalBytesMax)/2 ||
+		s.largeSince.Load() > s.cfg.CheckpointBytes/2 ||
+		s.dirtyObjects.Load() > 2*int64(s.cfg.CheckpointObjects) ||
+		s.Space().NearFull
+}
+
+const (
+	restTimes = 4 // as long as the wave before it took
+	restMax   = time.Second
+)
+
+// rest leaves the disk and the processors to clients between two waves, unless
+// the checkpoint is pressing: without that they feel each one as a second or
+// two in which they get a third of what they had.
+func (s *Store) rest(wave time.Duration) {
+	select {
+	case <-s.checkpointHurry: // from a time when none rested
+	default:
+	}
+	if s.pressing() {
+		return
+	}
+	t := time.NewTimer(min(restTimes*wave, restMax))
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-s.checkpointHurry:
+	case <-s.failed:
+	case <-s.stop:
+	}
 }
 
 // errBlocksLost has a checkpoint begin anew.
@@ -218,7 +268,7 @@ func (s *Store) writeCheckpoint(n uint64, cut pos, groups []cutGroup, dropped []
 
 // wave bounds what a checkpoint has written and not yet synced, so that a
 // flush beside it never waits for a flood (rule 6).
-const waveBytes = 16 << 20
+const waveBytes = 4 << 20
 
 // openWaveBytes is the same while the store opens: nobody flushes then, and a
 // node that comes back waits for this. It is bounded so that a slow disk is
@@ -231,17 +281,23 @@ func (s *Store) writePlans(n uint64, plans []*plan) error {
 	if s.opening {
 		most = openWaveBytes
 	}
+	began := time.Now()
 	for i, p := range plans {
 		if err := s.withReserve(func() error { return s.writePlan(n, p) }); err != nil {
 			return err
 		}
 		wave = append(wave, p)
 		bytes += p.bytes()
-		if bytes >= most || i == len(plans)-1 || len(wave) >= s.cfg.OpenFilesMax/2 {
+		last := i == len(plans)-1
+		if bytes >= most || last || len(wave) >= s.cfg.OpenFilesMax/2 {
 			if err := s.syncPlans(wave); err != nil {
 				return err
 			}
 			wave, bytes = wave[:0], 0
+			if !last {
+				s.rest(time.Since(began))
+				began = time.Now()
+			}
 		}
 	}
 	return nil

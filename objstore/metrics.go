@@ -42,8 +42,8 @@ type Metrics struct {
 	SyncTime, SyncMax        time.Duration
 	JournalWait              time.Duration // that writers waited for room
 	Checkpoints              int64
-	CheckpointTime           time.Duration
-	BlocksMoved              int64 // from the journal to object files
+	CheckpointTime           time.Duration // with its rests
+	BlocksMoved              int64         // from the journal to object files
 	BlocksPunched            int64
 	TablesLoaded             int64
 	FilesCreated             int64

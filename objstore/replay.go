@@ -181,7 +181,7 @@ func (s *Store) replay(segs []*oldSegment) error {
 		return s.keepJournal(r, segs)
 	}
 	s.opening = true
-	err = s.checkpoint()
+	err = s.checkpointSoon()
 	s.opening = false
 	if err != nil {
 		return err

@@ -44,12 +44,14 @@ type Store struct {
 	tableBuf       [tableBytes]byte
 	moveBuf        []byte // made by the first checkpoint that moves blocks
 
-	checkpointKick chan struct{}
-	checkpointNow  atomic.Bool
-	segmenterKick  chan struct{}
-	cutAt          atomic.Uint64 // pos of the last cut
-	cutAll         atomic.Bool   // the running checkpoint writes the catalog anew
-	largeSince     atomic.Int64  // bytes of large writes since the last cut
+	checkpointKick  chan struct{}
+	checkpointNow   atomic.Bool
+	checkpointWaits atomic.Int32  // callers who wait for one
+	checkpointHurry chan struct{} // ends a rest
+	segmenterKick   chan struct{}
+	cutAt           atomic.Uint64 // pos of the last cut
+	cutAll          atomic.Bool   // the running checkpoint writes the catalog anew
+	largeSince      atomic.Int64  // bytes of large writes since the last cut
 
 	stripes  [64]ioMutex // creation, opening and removal of object files, by key
 	metaLock ioMutex
@@ -210,7 +212,7 @@ func newStore(cfg Config, id Identity) *Store {
 		cfg: cfg, log: cfg.Logger, id: id,
 		groups: map[GroupID]*Group{}, dropped: make(chan struct{}),
 		checkpointLock: newIOMutex(), metaLock: newIOMutex(), dirLock: newIOMutex(),
-		checkpointKick: make(chan struct{}, 1), segmenterKick: make(chan struct{}, 1),
+		checkpointKick: make(chan struct{}, 1), checkpointHurry: make(chan struct{}, 1), segmenterKick: make(chan struct{}, 1),
 		stop: make(chan struct{}), failed: make(chan struct{}),
 	}
 	for i := range s.stripes {
@@ -313,7 +315,7 @@ func (s *Store) Close() error {
 	}
 	err := s.Err()
 	if err == nil {
-		err = s.checkpoint()
+		err = s.checkpointSoon()
 	}
 	closed := error(ErrClosed)
 	if s.failure.CompareAndSwap(nil, &closed) {

@@ -1,0 +1,66 @@
+package objstore
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sheepdog-go/sheepdog/objstore/vfs/simfs"
+)
+
+// TestRule6CheckpointRests: a checkpoint that nobody waits for leaves the disk to clients most of the time, and one that somebody waits for does not rest,
+// nor the one under way that is in its way.
+func TestRule6CheckpointRests(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const objects, sync, interval = 8, 50 * time.Millisecond, 10 * time.Second
+		sim := simfs.New(1)
+		sim.Before = func(op, name string) error {
+			if op == "sync" {
+				time.Sleep(sync)
+			}
+			return nil
+		}
+		cfg := simConfig(sim) // two open files: each object is a wave
+		cfg.CheckpointInterval, cfg.JournalBytesMax = interval, 16<<20
+		if err := Create(cfg, testIdentity); err != nil {
+			t.Fatal(err)
+		}
+		s, err := Open(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		g := s.Group(1)
+		n := uint64(0)
+		write := func() {
+			t.Helper()
+			for k := range objects {
+				n++
+				stage(t, g, Entry{Kind: KindWrite, Key: Key(1<<32 | k), Vid: 1, Gen: 1, Data: fill(n, 1)})
+			}
+		}
+		ended := func() int64 { return s.Metrics().Checkpoints }
+		write()
+		at, was := time.Now(), ended()
+		for ended() == was && time.Since(at) < time.Minute {
+			time.Sleep(sync)
+		}
+		if d, least := time.Since(at)-interval, (objects-1)*restTimes*sync; d < least || d > 2*least {
+			t.Errorf("a checkpoint at leisure took %v, want %v to %v", d, least, 2*least)
+		}
+		for _, wait := range []func() error{s.Checkpoint, s.Close} {
+			write()
+			time.Sleep(interval + 2*sync) // one rests
+			was := ended()
+			at := time.Now()
+			if err := wait(); err != nil {
+				t.Fatal(err)
+			}
+			if n := ended() - was; n != 2 {
+				t.Errorf("%d checkpoints ended, want the one under way and the one that was asked for", n)
+			}
+			if d, most := time.Since(at), 2*objects*2*sync; d > most {
+				t.Errorf("whoever waited did so for %v, want %v at the most", d, most)
+			}
+		}
+	})
+}
