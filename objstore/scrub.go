@@ -27,6 +27,8 @@ type scrubber struct {
 	started time.Time
 	last    time.Duration // of the last whole round
 	ended   time.Time     // of the last whole round, this process's or an earlier one's
+
+	left []GroupID // of this round, from where it is; the goroutine's alone
 }
 
 // ScrubStatus says how far the scrub is.
@@ -144,6 +146,7 @@ func (s *Store) nextScrubbed() *object {
 	c := &s.scrub
 	c.mu.Lock()
 	id, key := c.group, c.key
+	some := id != 0 || key != 0
 	begins := c.started.IsZero()
 	if begins {
 		c.started = time.Now()
@@ -152,30 +155,35 @@ func (s *Store) nextScrubbed() *object {
 	if begins {
 		s.removeLostGroups()
 	}
-	for _, gid := range s.Groups() {
-		if gid < id {
-			continue
+	for listed := false; ; c.left, listed = s.Groups(), true { // once more at the end, for those that came since
+		for ; len(c.left) > 0; c.left = c.left[1:] {
+			gid := c.left[0]
+			if gid < id {
+				continue
+			}
+			if gid > id {
+				id, key = gid, 0
+			}
+			g := s.groupIfAny(gid)
+			if g == nil {
+				continue
+			}
+			if key == 0 {
+				s.removeOrphans(gid, false)
+			}
+			if o := g.objectFrom(key); o != nil {
+				c.mu.Lock()
+				c.group, c.key = gid, o.key+1
+				c.mu.Unlock()
+				return o
+			}
 		}
-		from := Key(0)
-		if gid == id {
-			from = key
-		}
-		g := s.groupIfAny(gid)
-		if g == nil {
-			continue
-		}
-		if from == 0 {
-			s.removeOrphans(gid, false)
-		}
-		if o := g.objectFrom(from); o != nil {
-			c.mu.Lock()
-			c.group, c.key = gid, o.key+1
-			c.mu.Unlock()
-			return o
+		if listed {
+			break
 		}
 	}
 	c.mu.Lock()
-	if id != 0 || key != 0 {
+	if some {
 		s.m.scrubRounds.Add(1)
 		c.last, c.ended = time.Since(c.started), time.Now()
 	}
