@@ -59,10 +59,8 @@ type Engine struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
-	groups sync.Map                 // state.GroupID → *group
-	ticked atomic.Int64             // when tick last began, as time since start
-	known  atomic.Int64             // how many
-	list   atomic.Pointer[[]*group] // the same as a list, or fewer
+	groups table
+	ticked atomic.Int64 // when tick last began, as time since start
 	cur    atomic.Pointer[view]
 
 	mu      sync.Mutex // guards what follows
@@ -115,6 +113,7 @@ func New(cfg Config) *Engine {
 	}
 	e := &Engine{cfg: cfg, log: cfg.Logger, peers: map[state.NodeID]*peer{}, clients: map[string]*clientState{}, applied: make(chan struct{}),
 		readers: make(chan struct{}, readersMax)}
+	e.groups.init()
 	e.ctx, e.cancel = context.WithCancel(context.Background())
 	e.cur.Store(&view{m: state.New(), chains: new(sync.Map)})
 	e.rot.found = make(chan *objstore.BlockError, rotQueueMax)
@@ -160,29 +159,13 @@ func (e *Engine) agreed() *state.Map { return e.cur.Load().m }
 
 // group returns the group's state, made at first use.
 func (e *Engine) group(id state.GroupID) *group {
-	if g, ok := e.groups.Load(id); ok {
-		return g.(*group)
-	}
-	g, was := e.groups.LoadOrStore(id, newGroup(e, id))
-	if !was {
-		e.known.Add(1)
-	}
-	return g.(*group)
-}
-
-// groupList is all groups, for who looks at them often.
-func (e *Engine) groupList() []*group {
-	if l := e.list.Load(); l != nil && int64(len(*l)) == e.known.Load() {
-		return *l
-	}
-	var list []*group
-	e.eachGroup(func(g *group) { list = append(list, g) })
-	e.list.Store(&list)
-	return list
+	return e.groups.get(e, id)
 }
 
 func (e *Engine) eachGroup(f func(*group)) {
-	e.groups.Range(func(_, g any) bool { f(g.(*group)); return true })
+	for _, g := range e.groups.all() {
+		f(g)
+	}
 }
 
 // MapChanged takes a newer agreed map into use. Maps in between may be left out.
@@ -366,7 +349,7 @@ func (e *Engine) tick() {
 			e.lookAtPace()
 		}
 		seldom := n%seldomTicks == 0
-		for _, g := range e.groupList() {
+		for _, g := range e.groups.all() {
 			g.tick(now, seldom, &b)
 		}
 		b.End()

@@ -35,7 +35,7 @@ func TestFlushOfManyGroups(t *testing.T) {
 		syncs := c.nodes[0].store.Metrics().Syncs + c.nodes[1].store.Metrics().Syncs
 		var b wire.Batch
 		asked, ended := 0, make(chan bool, 64)
-		for _, g := range e.groupList() {
+		for _, g := range e.groups.all() {
 			g.mu.Lock()
 			if g.role == serving && g.commit > g.durable {
 				asked++
