@@ -58,11 +58,17 @@ func (p *proposer) init(e *Engine) {
 	p.e, p.wake, p.wished = e, make(chan struct{}, 1), map[*group]struct{}{}
 }
 
+// add has a group's wish proposed now, together with all that were gathered.
 func (p *proposer) add(g *group) {
+	p.gather(g)
+	p.poke()
+}
+
+// gather has a group's wish proposed at the next poke, which the resyncer gives in each scanInterval.
+func (p *proposer) gather(g *group) {
 	p.mu.Lock()
 	p.wished[g] = struct{}{}
 	p.mu.Unlock()
-	p.poke()
 }
 
 func (p *proposer) poke() {

@@ -24,7 +24,7 @@ const (
 	scanPause    = 10 * time.Millisecond  // between two looks at all groups
 	scanInterval = 200 * time.Millisecond // between two looks when nothing has happened
 	movesMax     = 32                     // groups that are handed to their preferred primaries at one look
-	movesBeside  = 8                      // the same while others are brought up to date, in scanInterval: it is not pressing, and each costs clients and voters something
+	movesBeside  = 1                      // the same while others are brought up to date, in scanInterval: it is not pressing, and each costs clients and voters something
 	burst        = 50 * time.Millisecond  // what may be copied at once after a rest: so much of a second's
 	resyncRetry  = 500 * time.Millisecond
 	callLimit    = 20 * time.Second // of one step
@@ -68,6 +68,7 @@ type resyncer struct {
 	wake    chan struct{}
 	slots   chan struct{}
 	copiers chan struct{}
+	starved atomic.Bool // a group found no slot
 
 	mu     sync.Mutex
 	failed map[*group]time.Time // not to be tried again before
@@ -91,7 +92,7 @@ func (s *resyncer) run() {
 	t := time.NewTicker(scanInterval)
 	defer t.Stop()
 	for {
-		moves := movesMax
+		moves, due := movesMax, false
 		select {
 		case <-s.e.ctx.Done():
 			return
@@ -105,11 +106,15 @@ func (s *resyncer) run() {
 				moves = 0
 			}
 		case <-t.C:
+			due = true
 			if len(s.slots) > 0 {
 				moves = movesBeside
 			}
 		}
 		s.scan(moves)
+		if due {
+			s.e.proposer.poke()
+		}
 	}
 }
 
@@ -169,6 +174,7 @@ func (s *resyncer) consider(g *group, m *state.Map, t state.NodeID) {
 	select {
 	case s.slots <- struct{}{}:
 	default:
+		s.starved.Store(true)
 		return
 	}
 	x := &member{Member: state.Member{Node: t, Inc: n.Inc}, p: s.e.peer(t)}
@@ -179,12 +185,13 @@ func (s *resyncer) consider(g *group, m *state.Map, t state.NodeID) {
 	s.e.wg.Go(func() {
 		err := s.bring(g, x, j, granted, false, nil)
 		<-s.slots // what is left is raft's, and many groups share one command
-		s.poke()
+		if s.starved.Swap(false) {
+			s.poke()
+		}
 		if err == nil {
 			err = s.join(g, x, j, granted)
 		}
 		s.ended(g, x, err)
-		s.poke()
 	})
 }
 
@@ -219,14 +226,19 @@ func (s *resyncer) ended(g *group, x *member, err error) {
 	}
 }
 
-// join sees x, which has been brought up to date, into the in-sync set.
+// join sees x, which has been brought up to date, into the in-sync set: at once if somebody waits for it or it is the last one, else with others that are
+// ready by the next look. A command costs every voter two syncs of its disk, and everybody who follows the map something.
 func (s *resyncer) join(g *group, x *member, j *joiner, granted uint64) error {
 	g.mu.Lock()
 	if g.granted != granted || g.role != serving {
 		g.mu.Unlock()
 		return errors.New("not the primary any more")
 	}
-	g.wantSet()
+	if len(s.slots) > 0 && !g.low() && !g.stalled() {
+		s.e.proposer.gather(g)
+	} else {
+		g.wantSet()
+	}
 	g.mu.Unlock()
 	<-j.ctx.Done() // setMembers ends it when x is a member; whatever fails before ends it too
 	return context.Cause(j.ctx)

@@ -46,9 +46,9 @@ func TestHandingOverWaitsForCopies(t *testing.T) {
 		}
 		away.start()
 		began := time.Now()
-		copying := func() bool { return len(c.nodes[0].e.resyncer.slots)+len(c.nodes[1].e.resyncer.slots) > 0 }
+		copying := func() bool { return min(len(c.nodes[0].e.resyncer.slots), len(c.nodes[1].e.resyncer.slots)) > 0 } // the one that is done hands over
 		c.wait("copies are made", 5*time.Second, copying)
-		looks := 0
+		looks, index, from := 0, c.a.cur().Index, time.Now()
 		for copying() {
 			_, has := preferred(away.id)
 			if most := 2 * movesBeside * (int(time.Since(began)/scanInterval) + 1); has > most {
@@ -59,6 +59,10 @@ func TestHandingOverWaitsForCopies(t *testing.T) {
 		}
 		if looks < 100 {
 			t.Fatalf("copies were made within %d looks: there was nothing to see", looks)
+		}
+		// What became ready between two looks joins by one command of its primary's; a group at which something is due may take them along before.
+		if n, most := int(c.a.cur().Index-index), 4*(int(time.Since(from)/scanInterval)+1); n > most {
+			t.Fatalf("%d commands in %v of copying, want %d at the most", n, time.Since(from), most)
 		}
 		c.wait("each group has its preferred primary again", 10*time.Second, all)
 		c.whole(10 * time.Second)
