@@ -46,12 +46,14 @@ func TestHandingOverWaitsForCopies(t *testing.T) {
 		}
 		away.start()
 		began := time.Now()
-		copying := func() bool { return min(len(c.nodes[0].e.resyncer.slots), len(c.nodes[1].e.resyncer.slots)) > 0 } // the one that is done hands over
-		c.wait("copies are made", 5*time.Second, copying)
-		looks, index, from := 0, c.a.cur().Index, time.Now()
+		slots := [2]chan struct{}{c.nodes[0].e.resyncer.slots, c.nodes[1].e.resyncer.slots}
+		copying := func() bool { return len(slots[0])+len(slots[1]) > 0 }
+		c.wait("copies are made", 5*time.Second, func() bool { return len(c.nodes[0].e.resyncer.copiers) > 0 && len(c.nodes[1].e.resyncer.copiers) > 0 })
+		looks, both, index, from := 0, true, c.a.cur().Index, time.Now()
 		for copying() {
+			both = both && min(len(slots[0]), len(slots[1])) > 0 // the one that is done hands over
 			_, has := preferred(away.id)
-			if most := 2 * movesBeside * (int(time.Since(began)/scanInterval) + 1); has > most {
+			if most := 2 * movesBeside * (int(time.Since(began)/scanInterval) + 1); both && has > most {
 				t.Fatalf("%v after its return the node is the primary of %d groups, want %d at the most", time.Since(began), has, most)
 			}
 			looks++
