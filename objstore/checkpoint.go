@@ -92,6 +92,7 @@ func (s *Store) checkpointLoop() {
 			s.wantCheckpoint(true)
 		}
 		timer.Reset(s.cfg.CheckpointInterval)
+		poke(s.checkpointKick) // more than starts a checkpoint may have changed beside this one
 		s.makeReserve()
 	}
 }
@@ -115,13 +116,25 @@ func (s *Store) journalHeavy() bool {
 		s.dirtyObjects.Load() > int64(s.cfg.CheckpointObjects)
 }
 
-// pressing says that a checkpoint under way is waited for, or soon will be.
-func (s *Store) pressing() bool {
-	return s.checkpointWaits.Load() > 0 || s.checkpointNow.Load() ||
-		s.j.sinceCut(s.cutDone) > (s.cfg.CheckpointBytes+s.cfg.JournalBytesMax)/2 ||
-		s.largeSince.Load() > s.cfg.CheckpointBytes/2 ||
-		s.dirtyObjects.Load() > 2*int64(s.cfg.CheckpointObjects) ||
-		s.Space().NearFull
+// pace is how far a checkpoint is.
+type pace struct {
+	began       time.Time
+	cut         pos
+	done, plans int
+}
+
+// ahead says that a checkpoint may rest: nobody waits for it, and at this rate it is done before the next one is due, by time, by what was journaled
+// since its cut, and by the objects that have changed since.
+func (s *Store) ahead(p *pace) bool {
+	if s.checkpointWaits.Load() > 0 || s.checkpointNow.Load() || s.j.full() || s.Space().NearFull {
+		return false
+	}
+	room := (s.cfg.JournalBytesMax - s.cfg.CheckpointBytes) / 2
+	return float64(p.done)/float64(p.plans) > max(
+		time.Since(p.began).Seconds()/s.cfg.CheckpointInterval.Seconds(),
+		float64(s.j.sinceCut(p.cut))/float64(room),
+		float64(s.largeSince.Load())/float64(s.cfg.CheckpointBytes),
+		float64(s.dirtyObjects.Load()-int64(p.plans))/float64(s.cfg.CheckpointObjects))
 }
 
 const (
@@ -129,15 +142,15 @@ const (
 	restMax   = time.Second
 )
 
-// rest leaves the disk and the processors to clients between two waves, unless
-// the checkpoint is pressing: without that they feel each one as a second or
-// two in which they get a third of what they had.
-func (s *Store) rest(wave time.Duration) {
+// rest leaves the disk and the processors to clients between two waves, if the
+// checkpoint is ahead: without that they feel each one as a second or two in
+// which they get a third of what they had.
+func (s *Store) rest(p *pace, wave time.Duration) {
 	select {
 	case <-s.checkpointHurry: // from a time when none rested
 	default:
 	}
-	if s.pressing() {
+	if !s.ahead(p) {
 		return
 	}
 	t := time.NewTimer(min(restTimes*wave, restMax))
@@ -253,7 +266,7 @@ func (s *Store) writeCheckpoint(n uint64, cut pos, groups []cutGroup, dropped []
 	if bugRetireEarly.active() {
 		s.j.retire(cut)
 	}
-	if err := s.writePlans(n, plans); err != nil {
+	if err := s.writePlans(n, cut, plans); err != nil {
 		return plans, err
 	}
 	if s.blocksLost {
@@ -266,41 +279,59 @@ func (s *Store) writeCheckpoint(n uint64, cut pos, groups []cutGroup, dropped []
 	return plans, s.withReserve(func() error { return s.commitPlans(n, cut, groups, dropped, plans) })
 }
 
-// wave bounds what a checkpoint has written and not yet synced, so that a
-// flush beside it never waits for a flood (rule 6).
-const waveBytes = 4 << 20
+// A wave is what a checkpoint has written and not yet synced. It is bounded so
+// that a flush beside it never waits for a flood (rule 6), and smaller where
+// there is time to rest behind it.
+const (
+	waveBytes  = 16 << 20
+	aheadBytes = 4 << 20
+	// While the store opens nobody flushes, and a node that comes back waits for
+	// this. It is bounded so that a slow disk is not taken for one that hangs.
+	openWaveBytes = 256 << 20
+)
 
-// openWaveBytes is the same while the store opens: nobody flushes then, and a
-// node that comes back waits for this. It is bounded so that a slow disk is
-// not taken for one that hangs.
-const openWaveBytes = 256 << 20
-
-func (s *Store) writePlans(n uint64, plans []*plan) error {
-	var wave []*plan
-	bytes, most := 0, waveBytes
-	if s.opening {
-		most = openWaveBytes
+func (s *Store) waveMax(p *pace) int {
+	switch {
+	case s.opening:
+		return openWaveBytes
+	case s.ahead(p):
+		return aheadBytes
 	}
-	began := time.Now()
-	for i, p := range plans {
+	return waveBytes
+}
+
+func (s *Store) writePlans(n uint64, cut pos, plans []*plan) error {
+	p := &pace{began: time.Now(), cut: cut, plans: len(plans)}
+	for p.done < len(plans) {
+		began := time.Now()
+		if err := s.writeWave(n, p, plans); err != nil {
+			return err
+		}
+		if s.blocksLost { // it begins anew
+			return nil
+		}
+		if p.done < len(plans) {
+			s.rest(p, time.Since(began))
+		}
+		if err := s.Err(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeWave writes and syncs one wave of what is left.
+func (s *Store) writeWave(n uint64, at *pace, plans []*plan) error {
+	var wave []*plan
+	for bytes, most := 0, s.waveMax(at); at.done < len(plans) && bytes < most && len(wave) < max(1, s.cfg.OpenFilesMax/2); at.done++ {
+		p := plans[at.done]
 		if err := s.withReserve(func() error { return s.writePlan(n, p) }); err != nil {
 			return err
 		}
 		wave = append(wave, p)
 		bytes += p.bytes()
-		last := i == len(plans)-1
-		if bytes >= most || last || len(wave) >= s.cfg.OpenFilesMax/2 {
-			if err := s.syncPlans(wave); err != nil {
-				return err
-			}
-			wave, bytes = wave[:0], 0
-			if !last {
-				s.rest(time.Since(began))
-				began = time.Now()
-			}
-		}
 	}
-	return nil
+	return s.syncPlans(wave)
 }
 
 // withReserve does it once more with the reserve's space if there was none.

@@ -27,8 +27,8 @@ type Config struct {
 	// CheckpointObjects starts a checkpoint when so many objects have
 	// changed (16384); it bounds memory and the time of a replay.
 	CheckpointObjects int
-	// CheckpointInterval is how long a change waits for its checkpoint at
-	// the most (30 s).
+	// CheckpointInterval is how long a change waits for its checkpoint to begin,
+	// from the end of the one before (30 s), and how long that may take at leisure.
 	CheckpointInterval time.Duration
 
 	// LargeWriteBytes is where a write goes to its slots at once and only

@@ -126,6 +126,14 @@ func (j *journal) endNow() pos {
 	return j.endPos()
 }
 
+// full says that there is no segment behind the current one before a checkpoint
+// has freed one.
+func (j *journal) full() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return len(j.free) == 0 && !j.mayGrow()
+}
+
 // sinceCut is how much of the journal the next checkpoint has to take.
 func (j *journal) sinceCut(cut pos) (n int64) {
 	j.mu.Lock()

@@ -27,8 +27,6 @@ type scrubber struct {
 	started time.Time
 	last    time.Duration // of the last whole round
 	ended   time.Time     // of the last whole round, this process's or an earlier one's
-
-	left []GroupID // of this round, from where it is; the goroutine's alone
 }
 
 // ScrubStatus says how far the scrub is.
@@ -146,7 +144,6 @@ func (s *Store) nextScrubbed() *object {
 	c := &s.scrub
 	c.mu.Lock()
 	id, key := c.group, c.key
-	some := id != 0 || key != 0
 	begins := c.started.IsZero()
 	if begins {
 		c.started = time.Now()
@@ -155,41 +152,46 @@ func (s *Store) nextScrubbed() *object {
 	if begins {
 		s.removeLostGroups()
 	}
-	for listed := false; ; c.left, listed = s.Groups(), true { // once more at the end, for those that came since
-		for ; len(c.left) > 0; c.left = c.left[1:] {
-			gid := c.left[0]
-			if gid < id {
-				continue
-			}
-			if gid > id {
-				id, key = gid, 0
-			}
-			g := s.groupIfAny(gid)
-			if g == nil {
-				continue
-			}
-			if key == 0 {
-				s.removeOrphans(gid, false)
-			}
-			if o := g.objectFrom(key); o != nil {
-				c.mu.Lock()
-				c.group, c.key = gid, o.key+1
-				c.mu.Unlock()
-				return o
-			}
+	if g := s.groupIfAny(id); g != nil && key != 0 { // most often it is in the same group: no need to list them all
+		if o := g.objectFrom(key); o != nil {
+			return c.take(id, o)
 		}
-		if listed {
-			break
+	}
+	for _, gid := range s.Groups() {
+		if gid < id {
+			continue
+		}
+		from := Key(0)
+		if gid == id {
+			from = key
+		}
+		g := s.groupIfAny(gid)
+		if g == nil {
+			continue
+		}
+		if from == 0 {
+			s.removeOrphans(gid, false)
+		}
+		if o := g.objectFrom(from); o != nil {
+			return c.take(gid, o)
 		}
 	}
 	c.mu.Lock()
-	if some {
+	if id != 0 || key != 0 {
 		s.m.scrubRounds.Add(1)
 		c.last, c.ended = time.Since(c.started), time.Now()
 	}
 	c.group, c.key, c.started = 0, 0, time.Time{}
 	c.mu.Unlock()
 	return nil
+}
+
+// take notes that an object is the next.
+func (c *scrubber) take(id GroupID, o *object) *object {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.group, c.key = id, o.key+1
+	return o
 }
 
 // objectFrom is the object with the least key from key on.

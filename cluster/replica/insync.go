@@ -51,8 +51,10 @@ func (p *proposer) healthy() bool {
 	return false
 }
 
-// changesMax bounds one command.
-const changesMax = 4096
+const (
+	changesMax     = 4096 // in one command
+	gatherInterval = 200 * time.Millisecond
+)
 
 func (p *proposer) init(e *Engine) {
 	p.e, p.wake, p.wished = e, make(chan struct{}, 1), map[*group]struct{}{}
@@ -64,7 +66,7 @@ func (p *proposer) add(g *group) {
 	p.poke()
 }
 
-// gather has a group's wish proposed at the next poke, which the resyncer gives in each scanInterval.
+// gather has a group's wish proposed with the next one that is added, or within gatherInterval.
 func (p *proposer) gather(g *group) {
 	p.mu.Lock()
 	p.wished[g] = struct{}{}
@@ -79,11 +81,14 @@ func (p *proposer) poke() {
 }
 
 func (p *proposer) run() {
+	t := time.NewTicker(gatherInterval)
+	defer t.Stop()
 	for {
 		select {
 		case <-p.e.ctx.Done():
 			return
 		case <-p.wake:
+		case <-t.C:
 		}
 		p.round()
 	}
@@ -259,6 +264,11 @@ func (g *group) inSyncNode(id state.NodeID) *member {
 func (g *group) preferOther(m *state.Map) bool {
 	if time.Now().Before(g.noHand) || g.role != serving || g.change != nil || g.handTo != state.NoNode || len(g.agree.Target) == 0 || g.agree.Target[0] == g.node() {
 		return false
+	}
+	for _, m := range g.members { // it would begin anew there
+		if m.joiner != nil && !m.inSync {
+			return false
+		}
 	}
 	x := g.inSyncNode(g.agree.Target[0])
 	if x == nil || x.removed || !m.InService(x.Member) || x.p.current() == nil || !g.e.proposer.healthy() {

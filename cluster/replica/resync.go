@@ -92,7 +92,7 @@ func (s *resyncer) run() {
 	t := time.NewTicker(scanInterval)
 	defer t.Stop()
 	for {
-		moves, due := movesMax, false
+		moves := movesMax
 		select {
 		case <-s.e.ctx.Done():
 			return
@@ -106,15 +106,11 @@ func (s *resyncer) run() {
 				moves = 0
 			}
 		case <-t.C:
-			due = true
 			if len(s.slots) > 0 {
 				moves = movesBeside
 			}
 		}
 		s.scan(moves)
-		if due {
-			s.e.proposer.poke()
-		}
 	}
 }
 
@@ -227,7 +223,7 @@ func (s *resyncer) ended(g *group, x *member, err error) {
 }
 
 // join sees x, which has been brought up to date, into the in-sync set: at once if somebody waits for it or it is the last one, else with others that are
-// ready by the next look. A command costs every voter two syncs of its disk, and everybody who follows the map something.
+// ready by the next tick. A command costs every voter two syncs of its disk, and everybody who follows the map something.
 func (s *resyncer) join(g *group, x *member, j *joiner, granted uint64) error {
 	g.mu.Lock()
 	if g.granted != granted || g.role != serving {

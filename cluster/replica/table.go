@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"math/bits"
 	"sync"
 	"sync/atomic"
 
@@ -23,7 +24,7 @@ func (t *table) init() {
 // find returns the group's slot, or the one it belongs in.
 func find(slots []atomic.Pointer[group], id state.GroupID) (*atomic.Pointer[group], *group) {
 	mask := uint32(len(slots) - 1)
-	for i := uint32(id) * 0x9e3779b1 >> 7; ; i++ {
+	for i := uint32(id) * 0x9e3779b1 >> bits.LeadingZeros32(mask); ; i++ {
 		slot := &slots[i&mask]
 		if g := slot.Load(); g == nil || g.id == id {
 			return slot, g
