@@ -37,6 +37,7 @@ type Client struct {
 	sessions map[*session]struct{} // all that are open
 	writers  map[string]*opening   // by name: at most one session each
 	losses   map[string]*loss      // by name: what a session's VM has not heard, for the next one
+	telling  map[uint64]struct{}   // sessions of which is being said that they replayed
 
 	Stats Stats
 }
@@ -47,7 +48,7 @@ func New(cfg Config) (*Client, error) {
 		return nil, err
 	}
 	c := &Client{cfg: cfg, log: cfg.Logger, started: time.Now(), ended: make(chan struct{}), wake: make(chan struct{}, 1),
-		sessions: map[*session]struct{}{}, writers: map[string]*opening{}, losses: map[string]*loss{}}
+		sessions: map[*session]struct{}{}, writers: map[string]*opening{}, losses: map[string]*loss{}, telling: map[uint64]struct{}{}}
 	c.epochs.Store(localEpoch)
 	c.now.Store(1)
 	changed, cancel := cfg.Maps.Subscribe()
@@ -147,6 +148,7 @@ func (c *Client) followMap(m *state.Map, b *wire.Batch) {
 	for _, s := range c.allSessions() {
 		s.follow(m, b)
 	}
+	c.tellReplayed(m)
 	c.peers.Range(func(_, v any) bool {
 		v.(*peer).sweep(m, b)
 		return true

@@ -14,7 +14,7 @@
 //	session.go  R14: the right to write a VDI             renew.go    a session that lapsed
 //	flush.go    flush by group, shared by all who wait    retain.go   R17: what is acknowledged and not flushed
 //	replay.go   R17: sent again after a set resumed       open.go     Disk, opening and closing
-//	once.go     changes of shared VDIs are done once
+//	once.go     changes of shared VDIs are done once      replayed.go R22: a snapshot waits for what is sent again
 //	client.go   the Client and its tender                 watch.go    the map for programs; propose.go: proposing for them
 //
 // # What it promises
@@ -41,6 +41,7 @@
 //	tend       1     New … Close: everything that waits for a map or for time
 //	connect    1     for each node that is being dialed; at most dialTimeout
 //	renew      1+1   for each session that lapsed, until it is opened again or dead
+//	tell       1+1   for each session whose snapshot waits for what is sent again
 //	linger     1     for each session whose last Close could not flush, until that is done or it is opened again or dead
 //	reader, writer   of each connection (package wire)
 //	Watcher: follow, keep, and one that ends keep's requests

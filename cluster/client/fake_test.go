@@ -361,9 +361,9 @@ func (f *fake) judge(node state.NodeID, r *wire.Request) bool {
 		r.Status = wire.StatusReadOnly
 	case r.IO.SessGen != 0 && r.IO.SessGen != v.SessGen:
 		r.Status = wire.StatusFenced
-	case changes && v.State == state.Closing:
+	case changes && v.State == state.Closing && r.Flags&wire.FlagAgain == 0:
 		r.Status = wire.StatusBusy
-	case changes && (r.IO.SessGen == 0 || v.State != state.Working):
+	case changes && (r.IO.SessGen == 0 || v.State > state.Closing):
 		r.Status = wire.StatusReadOnly
 	default:
 		return true
@@ -469,7 +469,7 @@ func (f *fake) resume(id state.GroupID, keep int) {
 	for i := range g.log {
 		g.log[i].apply(g.now)
 	}
-	f.edit(id, func(s *state.Group) { s.Resumes++ })
+	f.edit(id, func(s *state.Group) { s.Resumes++; s.ResumedAt = f.m.Index + 1 })
 }
 
 // recovered is the second half. mu is held.

@@ -322,6 +322,77 @@ func TestRetentionIsBounded(t *testing.T) {
 	})
 }
 
+// TestR22LostWritesComeBeforeTheSnapshot: what was answered before a snapshot began, and lost with its nodes' power, is sent again and flushed before the
+// vid is frozen, while new writes wait.
+func TestR22LostWritesComeBeforeTheSnapshot(t *testing.T) {
+	each(t, 3, func(t *testing.T, f *fake, c *Client) {
+		d := open(t, c, "alpha")
+		id := f.Map().GroupFor(f.Map().Working("alpha"), 0)
+		for early := range 2 { // before the snapshot is asked for, and while it is taken
+			first := byte(10 * (early + 1))
+			if err := write(d, 0, pattern(4096, first)); err != nil {
+				t.Fatal(err)
+			}
+			vid := d.Vid()
+			f.mu.Lock()
+			if early == 0 {
+				f.resume(id, 0)
+			}
+			f.mu.Unlock()
+			r := f.must(&state.Command{CloseVDI: &state.CloseVDI{Name: "alpha", Tag: fmt.Sprint("t", early)}})
+			f.mu.Lock()
+			if early == 1 {
+				f.resume(id, 0)
+			}
+			f.mu.Unlock()
+			var terms []uint64
+			for _, g := range f.Map().PoolGroups(0) {
+				terms = append(terms, g.Term)
+			}
+			freeze := &state.Command{FreezeVDI: &state.FreezeVDI{Vid: vid, Closing: r.Index, Terms: terms}}
+			done := start(d, &Op{Kind: wire.KindWrite, Off: 4096, Len: 4096, Data: pattern(4096, first+1)})
+			time.Sleep(time.Second)
+			if _, res := f.Map().Apply(f.Map().Index+1, freeze); res.Code != state.Stale {
+				t.Fatalf("frozen without what the group lost: %v", res.Err())
+			}
+			f.mu.Lock()
+			f.recovered(id)
+			f.mu.Unlock()
+			for range 500 {
+				if f.Map().Owing(vid) == nil {
+					break
+				}
+				time.Sleep(10 * time.Millisecond)
+			}
+			if s := f.Map().Owing(vid); s != nil {
+				t.Fatalf("the client does not say that it replayed: %+v", s)
+			}
+			f.powerCut(id, 0) // it was flushed: nothing more can be lost
+			if got := read(t, d, 0, 4096); !bytes.Equal(got, pattern(4096, first)) {
+				t.Fatal("what was sent again is lost")
+			}
+			if len(done) > 0 {
+				t.Fatal("a new write was done while the snapshot was taken")
+			}
+			for range 500 {
+				if f.Map().Owing(vid) == nil {
+					break
+				}
+				time.Sleep(10 * time.Millisecond)
+			}
+			freeze.FreezeVDI.Terms = nil
+			for _, g := range f.Map().PoolGroups(0) {
+				freeze.FreezeVDI.Terms = append(freeze.FreezeVDI.Terms, g.Term)
+			}
+			f.must(freeze)
+			if err := <-done; err != nil {
+				t.Fatal(err)
+			}
+		}
+		closeAll(t, c, d)
+	})
+}
+
 func TestR22SnapshotIsFollowed(t *testing.T) {
 	each(t, 3, func(t *testing.T, f *fake, c *Client) {
 		d := open(t, c, "alpha")

@@ -230,8 +230,22 @@ func (m *model) snapshot() {
 	m.snap++
 	r := m.f.must(&state.Command{CloseVDI: &state.CloseVDI{Name: "alpha", Tag: fmt.Sprint("t", m.snap)}})
 	time.Sleep(time.Duration(m.rnd.IntN(300)) * time.Millisecond)
+	for range 2000 {
+		if m.freeze(r) {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	m.f.must(&state.Command{AbortClose: &state.AbortClose{Vid: r.Vid, Closing: r.Index}}) // as the leader does: a primary hangs, which cannot be flushed
+}
+
+// freeze freezes it, unless a client has yet to send again what groups lost.
+func (m *model) freeze(r state.Result) bool {
 	m.f.mu.Lock()
 	defer m.f.mu.Unlock()
+	if m.f.m.Owing(r.Vid) != nil {
+		return false
+	}
 	var terms []uint64
 	for _, g := range m.f.m.PoolGroups(0) {
 		m.f.group(g.ID).flush() // as R22 has it
@@ -242,6 +256,7 @@ func (m *model) snapshot() {
 		m.t.Fatal(err)
 	}
 	m.f.publish(next)
+	return true
 }
 
 // end flushes, cuts the power of everything, and compares all.

@@ -162,6 +162,5 @@ func (s *session) renewed() {
 	for p := list.pop(); p != nil; p = list.pop() {
 		s.c.retry(p, 0)
 	}
-	s.c.refollow.Store(true) // the session may have missed a map while it had lapsed
-	s.c.wakeTender()
+	s.c.lookAgain() // the session may have missed a map while it had lapsed
 }

@@ -102,6 +102,7 @@ var errMayBeOverwritten = errors.New("the VDI is shared, and others may have wri
 // flushed, the next flush fails: it would have to cover that, and only they know. mu is held.
 func (s *session) resumed(sg *sgroup, count uint64) {
 	sg.resumes.Store(count)
+	s.c.lookAgain() // a snapshot may wait for it
 	if !s.shared || s.lostFlush != nil {
 		return
 	}
@@ -166,7 +167,7 @@ func (s *session) resent(sg *sgroup, it *retainedItem) *piece {
 	p := getPiece()
 	p.s, p.sg, p.again, p.replay, p.index = s, sg, it, sg.replay, it.index
 	r := &p.req
-	r.Kind, r.Group = it.kind, uint32(sg.id)
+	r.Kind, r.Flags, r.Group = it.kind, wire.FlagAgain, uint32(sg.id)
 	r.IO = wire.IO{Key: uint64(s.root)<<32 | uint64(it.index), Off: it.off, Len: it.len}
 	r.Client, r.Epoch, r.To = s.c.cfg.ID, localEpoch, p
 	if r.Data, r.Owner = it.data, it.owner; r.Owner != nil {

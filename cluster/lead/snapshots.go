@@ -68,11 +68,15 @@ func (l *Leader) snapshotsDue(m *state.Map) (list []due) {
 			c = &closing{since: time.Now(), reports: map[state.GroupID]uint64{}}
 			l.closings[id] = c
 		}
-		if terms := c.complete(m, v); terms != nil {
+		owing := m.Owing(v.Vid)
+		if terms := c.complete(m, v); terms != nil && owing == nil {
 			cmd := &state.Command{FreezeVDI: &state.FreezeVDI{Vid: v.Vid, Closing: v.Closing, Terms: terms}}
 			list = append(list, due{fmt.Sprintf("freeze of vid %06x", v.Vid), cmd})
 		} else if time.Since(c.since) > closeTimeout {
 			why := fmt.Sprintf("%d of %d groups have reported after %s", len(c.reports), len(m.PoolGroups(v.Pool)), closeTimeout)
+			if owing != nil {
+				why += fmt.Sprintf(", and %s has not sent again what groups lost with their nodes' power", owing.Owner)
+			}
 			cmd := &state.Command{AbortClose: &state.AbortClose{Vid: v.Vid, Closing: v.Closing, Why: why}}
 			list = append(list, due{fmt.Sprintf("end of the snapshot of vid %06x", v.Vid), cmd})
 		}

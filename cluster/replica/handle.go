@@ -103,7 +103,7 @@ func (g *group) judge(r *wire.Request, v *view) (verdict, wire.Status) {
 		return proceed, 0
 	case r.IO.SessGen == 0 || d.State == state.Frozen || d.State == state.Deleted:
 		return refuse, wire.StatusReadOnly
-	case d.State == state.Closing && !broken("R22"): // R22
+	case d.State == state.Closing && r.Flags&wire.FlagAgain == 0 && !broken("R22"): // R22: what was answered before it began belongs to the snapshot
 		return park, 0
 	case g.low(), g.stalled(), g.handTo != state.NoNode, len(g.tail) >= tailMax:
 		return park, 0
@@ -319,7 +319,7 @@ func (e *Engine) serve(c *wire.Conn, f *wire.Frame, kind wire.Kind, meta []byte,
 	r := connRequests.Get().(*connRequest)
 	crcs, m := r.crcs[:0], r.meta[:0]
 	*r = connRequest{conn: c, id: f.ID, client: cs, meta: m}
-	r.Kind, r.Flags, r.Group, r.Term = kind, f.Flags&wire.FlagFUA, f.Group, f.Term
+	r.Kind, r.Flags, r.Group, r.Term = kind, f.Flags&(wire.FlagFUA|wire.FlagAgain), f.Group, f.Term
 	r.Client, r.Epoch, r.Crossed, r.To = name, epoch, true, r
 	if err := r.IO.Parse(meta); err != nil {
 		r.Status, r.Message = wire.StatusInvalid, err.Error()

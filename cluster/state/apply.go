@@ -107,6 +107,8 @@ func (e *edit) run(c *Command) *Error {
 		return e.openSess(c.OpenSess)
 	case c.CloseSess != nil:
 		return e.closeSess(c.CloseSess)
+	case c.Replayed != nil:
+		return e.replayed(c.Replayed)
 	case c.Unlock != nil:
 		return e.unlock(c.Unlock)
 	}
@@ -120,7 +122,7 @@ func (c *Command) count() int {
 		c.Format != nil, c.Register != nil, c.Ended != nil, c.InService != nil, c.Resume != nil, c.Sync != nil,
 		c.Recovered != nil, c.NodeOut != nil, c.Disks != nil, c.Set != nil, c.Shutdown != nil, c.AddPool != nil, c.CreateVDI != nil,
 		c.DeleteVDI != nil, c.CloseVDI != nil, c.FreezeVDI != nil, c.AbortClose != nil, c.CloneVDI != nil,
-		c.ResizeVDI != nil, c.Collected != nil, c.OpenSess != nil, c.CloseSess != nil, c.Unlock != nil, c.Force != nil,
+		c.ResizeVDI != nil, c.Collected != nil, c.OpenSess != nil, c.CloseSess != nil, c.Replayed != nil, c.Unlock != nil, c.Force != nil,
 	} {
 		if set {
 			n++

@@ -258,6 +258,9 @@ func checkR22(old, now *Map, cmd *Command) error {
 					return fmt.Errorf("%06x froze without group %d", v.Vid, i)
 				}
 			}
+			if s := old.Owing(v.Vid); s != nil {
+				return fmt.Errorf("%06x froze without what session %d sends again", v.Vid, s.ID)
+			}
 			if next := now.VDI(v.Next); next == nil || next.Parent != v.Vid || next.State != Working || next.SessGen != was.SessGen {
 				return fmt.Errorf("%06x froze without a successor", v.Vid)
 			}

@@ -30,6 +30,7 @@ type Command struct {
 	Collected  *Collected  `json:"collected,omitempty"`
 	OpenSess   *OpenSess   `json:"openSess,omitempty"`
 	CloseSess  *CloseSess  `json:"closeSess,omitempty"`
+	Replayed   *Replayed   `json:"replayed,omitempty"`
 	Unlock     *Unlock     `json:"unlock,omitempty"`
 	Force      *Force      `json:"force,omitempty"`
 }
@@ -228,6 +229,12 @@ type OpenSess struct {
 }
 
 type CloseSess struct{ ID uint64 }
+
+// Replayed is a client's word that up to map index Index nothing is lost any more of what it was answered in a session (Session.Replayed).
+type Replayed struct {
+	Sess  uint64
+	Index uint64
+}
 
 // Unlock ends every session of a VDI and raises its generation.
 type Unlock struct{ Name string }

@@ -118,7 +118,8 @@ type Group struct {
 	// Forced is the term that Force gave last. Its primary serves what there is, even nothing.
 	Forced uint64 `json:"forced,omitempty"`
 	// Resumes counts the times the set went on after all its members had restarted, or by force (R17).
-	Resumes uint64 `json:"resumes"`
+	Resumes   uint64 `json:"resumes"`
+	ResumedAt uint64 `json:"resumedAt,omitempty"` // map index of the last of them
 	// Recovered is the last number that survived resume number RecoveredAt; a client sends what lies beyond again.
 	Recovered   uint64 `json:"recovered"`
 	RecoveredAt uint64 `json:"recoveredAt"`
@@ -164,11 +165,13 @@ type VDI struct {
 
 // Session is a client's right to write one VDI (R14).
 type Session struct {
-	ID     uint64    `json:"id"`
-	Vid    uint32    `json:"vid"`    // the working vid now; follows snapshots
-	Gen    uint64    `json:"gen"`    // the VDI's SessGen it was granted with
-	Client string    `json:"client"` // who: unique per client process
-	Holder Member    `json:"holder"` // the node whose lease it lives under (NoNode: kept alive by renewals)
-	Owner  string    `json:"owner"`  // for people: host:port or program
-	Since  time.Time `json:"since"`
+	ID     uint64 `json:"id"`
+	Vid    uint32 `json:"vid"`    // the working vid now; follows snapshots
+	Gen    uint64 `json:"gen"`    // the VDI's SessGen it was granted with
+	Client string `json:"client"` // who: unique per client process
+	Holder Member `json:"holder"` // the node whose lease it lives under (NoNode: kept alive by renewals)
+	Owner  string `json:"owner"`  // for people: host:port or program
+	// Replayed is the map index up to which the client has sent again, and made durable, what groups that resumed had lost of what it was answered (R17).
+	Replayed uint64    `json:"replayed,omitempty"`
+	Since    time.Time `json:"since"`
 }

@@ -88,6 +88,7 @@ func (e *edit) goOn(i int, set []Member) {
 	g := e.group(i)
 	g.InSync, g.Back = set, nil
 	g.Resumes++
+	g.ResumedAt = e.index
 	e.setPrimary(g, e.choose(g, set))
 }
 

@@ -415,6 +415,44 @@ func frozen(t testing.TB, m *Map, name, tag string) *Map {
 	return m
 }
 
+// TestR22FreezeWaitsForWhatIsSentAgain: a group that resumed may have lost what clients were answered; they say when it is there again.
+func TestR22FreezeWaitsForWhatIsSentAgain(t *testing.T) {
+	m, all := cluster(t, 1, 1, 2)
+	m, _ = must(t, m, Command{CreateVDI: &CreateVDI{Name: "a", Size: 1 << 30}})
+	gone := func() {
+		t.Helper()
+		m, _ = must(t, m, Command{Ended: &Ended{Members: all}})
+		var res Result
+		m, res = must(t, m, Command{Register: &Register{UUID: m.Nodes[0].UUID, Addr: m.Nodes[0].Addr, VNodes: 1, Cluster: m.Cluster, PrevInc: all[0].Inc, Inc: all[0].Inc + 1, Boot: "b"}})
+		all = []Member{{Node: res.Node, Inc: all[0].Inc + 1}}
+		m, _ = must(t, m, Command{InService: &InService{Members: all, Leased: all}})
+		if due := m.ResumeDue(all, func(*Group) bool { return true }); len(due) > 0 {
+			m, _ = must(t, m, Command{Resume: &Resume{Groups: due, Leased: all}})
+		}
+	}
+	m, res := must(t, m, Command{OpenSess: &OpenSess{Name: "a", Client: "vm", Owner: "host1:10809", Holder: Member{Node: NoNode}}})
+	sess := res.Sess.ID
+	m = frozen(t, m, "a", "s1") // nothing was lost ever
+	gone()
+	m, res = must(t, m, Command{CloseVDI: &CloseVDI{Name: "a", Tag: "s2"}})
+	f := &FreezeVDI{Vid: res.Vid, Closing: res.Index}
+	for _, g := range m.PoolGroups(m.VDI(res.Vid).Pool) {
+		f.Terms = append(f.Terms, g.Term)
+	}
+	refused(t, m, Command{FreezeVDI: f}, Stale, "host1:10809 has yet to send again")
+	refused(t, m, Command{Replayed: &Replayed{Sess: sess + 1, Index: m.Index}}, Missing, "no session")
+	refused(t, m, Command{Replayed: &Replayed{Sess: sess, Index: m.Index + 1}}, Invalid, "to come")
+	before := m.Groups[0].ResumedAt - 1
+	m, _ = must(t, m, Command{Replayed: &Replayed{Sess: sess, Index: before}})
+	refused(t, m, Command{FreezeVDI: f}, Stale, "yet to send again")
+	m, _ = must(t, m, Command{Replayed: &Replayed{Sess: sess, Index: m.Index}})
+	m, _ = must(t, m, Command{Replayed: &Replayed{Sess: sess, Index: before}}) // late, and takes nothing back
+	must(t, m, Command{FreezeVDI: f})
+	m, _ = must(t, m, Command{CloseSess: &CloseSess{ID: sess}}) // whoever is gone sends nothing again
+	m, _ = must(t, m, Command{FreezeVDI: f})
+	m = frozen(t, m, "a", "s3")
+}
+
 func TestSnapshots(t *testing.T) {
 	m, all := cluster(t, 3, 3, 4)
 	m, _ = must(t, m, Command{CreateVDI: &CreateVDI{Name: "alpha", Size: 1 << 30}})

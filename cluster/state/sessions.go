@@ -43,6 +43,41 @@ func (e *edit) closeSess(c *CloseSess) *Error {
 	return nil
 }
 
+// replayed notes how far a session's client has made good what groups lost (R17).
+func (e *edit) replayed(c *Replayed) *Error {
+	s := e.m.Session(c.Sess)
+	switch {
+	case s == nil:
+		return refuse(Missing, "no session %d", c.Sess)
+	case c.Index >= e.index:
+		return refuse(Invalid, "session %d replayed up to map index %d, which is to come", c.Sess, c.Index)
+	case c.Index <= s.Replayed:
+		return nil
+	}
+	e.m.Sessions = slices.Clone(e.m.Sessions)
+	now := *s
+	now.Replayed = c.Index
+	e.m.Sessions[slices.Index(e.m.Sessions, s)] = &now
+	return nil
+}
+
+// Owes says that groups of the session's VDI resumed since its client last said that it had sent again what they lost (R17).
+func (m *Map) Owes(s *Session) bool {
+	v := m.VDI(s.Vid)
+	return v != nil && slices.ContainsFunc(m.PoolGroups(v.Pool), func(g *Group) bool { return g.ResumedAt > s.Replayed })
+}
+
+// Owing is a session of a VDI that owes, nil if none does: a snapshot taken now might lack what its client was answered before, and that would
+// come into the disk behind it.
+func (m *Map) Owing(vid uint32) *Session {
+	for _, s := range m.SessionsOf(vid) {
+		if m.Owes(s) {
+			return s
+		}
+	}
+	return nil
+}
+
 // unlock takes a VDI from whoever holds it, and fences it.
 func (e *edit) unlock(c *Unlock) *Error {
 	v := e.m.Working(c.Name)

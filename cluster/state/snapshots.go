@@ -47,6 +47,9 @@ func (e *edit) freezeVDI(c *FreezeVDI) *Error {
 			return refuse(Stale, "freeze %06x: group %x is at term %d, not %d", c.Vid, uint32(g.ID), g.Term, c.Terms[i])
 		}
 	}
+	if s := e.m.Owing(v.Vid); s != nil {
+		return refuse(Stale, "freeze %06x: %s has yet to send again what groups lost", c.Vid, s.Owner)
+	}
 	vid := e.newVid(v.Name)
 	if vid == 0 {
 		return refuse(Invalid, "every VDI number is in use")

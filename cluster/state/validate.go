@@ -87,7 +87,7 @@ func (m *Map) checkGroup(g *Group) error {
 	if g.Primary.Node != NoNode && !slices.Contains(g.InSync, g.Primary) {
 		return fmt.Errorf("the primary, node %d, is not in sync", g.Primary.Node)
 	}
-	if g.Term == 0 || g.Term > countMax || g.Resumes > countMax || max(g.Granted, g.NoCopy, g.Forced) > g.Term {
+	if g.Term == 0 || g.Term > countMax || g.Resumes > countMax || g.ResumedAt > m.Index || max(g.Granted, g.NoCopy, g.Forced) > g.Term {
 		return fmt.Errorf("term %d, granted at %d", g.Term, g.Granted)
 	}
 	for i, b := range g.InSync {
@@ -165,6 +165,9 @@ func (m *Map) checkSessions() error {
 	for i, s := range m.Sessions {
 		if s == nil || s.ID >= m.NextSess || i > 0 && m.Sessions[i-1].ID >= s.ID {
 			return fmt.Errorf("session %d is missing, or out of order", i)
+		}
+		if s.Replayed > m.Index {
+			return fmt.Errorf("session %d replayed up to map index %d, which is to come", s.ID, s.Replayed)
 		}
 		if v := m.VDI(s.Vid); v == nil || v.State > Closing {
 			return fmt.Errorf("session %d writes %06x, which nobody may", s.ID, s.Vid)

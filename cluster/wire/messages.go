@@ -31,8 +31,9 @@ func (m *ClientHello) Parse(b []byte) error {
 
 // Flags of IO requests, in Header.Flags.
 const (
-	FlagFUA  = 1 // durable on every in-sync replica before the answer
-	FlagMore = 1 // KindUnitList answers: more follows
+	FlagFUA   = 1 // durable on every in-sync replica before the answer
+	FlagAgain = 2 // of a change: it was answered before, and lost since (R17)
+	FlagMore  = 1 // KindUnitList answers: more follows
 )
 
 // IO is what a client asks of an object: KindRead, KindWrite, KindZero, KindTrim, KindFlush, KindExtents.

@@ -4,7 +4,7 @@ package wire
 // whether it came by a connection or from a client in the primary's own process, which saves the detour through a socket.
 type Request struct {
 	Kind  Kind
-	Flags uint8 // FlagFUA
+	Flags uint8 // FlagFUA, FlagAgain
 	Group uint32
 	Term  uint64 // the group's, as the client knows it: fences
 	IO    IO     // CRCs must stay valid until the answer
