@@ -47,6 +47,19 @@ func TestRule6CheckpointRests(t *testing.T) {
 		if d, least := time.Since(at)-interval, (objects-1)*restTimes*sync; d < least || d > 2*least {
 			t.Errorf("a checkpoint at leisure took %v, want %v to %v", d, least, 2*least)
 		}
+		write()
+		time.Sleep(interval + 2*sync) // one rests
+		was, at = ended(), time.Now()
+		for range (cfg.JournalBytesMax / 4) / BlockSize { // as much as may come until it has to be done
+			n++
+			stage(t, g, Entry{Kind: KindWrite, Key: 1 << 32, Vid: 1, Gen: 1, Data: fill(n, 1)})
+		}
+		for ended() == was && time.Since(at) < time.Minute {
+			time.Sleep(sync)
+		}
+		if d, most := time.Since(at), 2*objects*sync+restTimes*sync; d > most {
+			t.Errorf("a checkpoint beside a flood took %v, want %v at the most", d, most)
+		}
 		for _, wait := range []func() error{s.Checkpoint, s.Close} {
 			write()
 			time.Sleep(interval + 2*sync) // one rests

@@ -170,11 +170,10 @@ func (v *volume) fencedAt(s *session, g state.GroupID) int64 {
 	return end
 }
 
-// liveAt is the session that goes on at a loss and sends again what it was answered: it was open, and its group answered it afterwards, first at the
-// moment that is told too.
-func (v *volume) liveAt(l loss) (*session, int64) {
+// liveAt is the session that goes on at a loss and sends again what it was answered: it was open, and its group answered it afterwards.
+func (v *volume) liveAt(l loss) *session {
 	if v.shared {
-		return nil, 0
+		return nil
 	}
 	for _, s := range v.sessions {
 		if s.born > l.before {
@@ -183,31 +182,11 @@ func (v *volume) liveAt(l loss) (*session, int64) {
 		for _, e := range v.events {
 			if e.sess == s && e.ret > l.after && e.kind != wire.KindFlush &&
 				slices.ContainsFunc(v.regs[e.first:e.last], func(r register) bool { return r.group == l.group }) {
-				return s, e.ret
+				return s
 			}
 		}
 	}
-	return nil, 0
-}
-
-// beforeResending says that a snapshot may hold what disks held after a power cut, before a client that lives on had sent again what it was answered.
-func (v *volume) beforeResending(e *event, losses []loss) bool {
-	for _, l := range losses {
-		if e.sess != nil || e.ret <= l.before {
-			continue
-		}
-		if s, at := v.liveAt(l); s != nil && e.call < at || s == nil && v.outlives(l) {
-			return true
-		}
-	}
-	return false
-}
-
-// outlives says that a session went on after a loss, though not with anything in that group that would tell when it had sent again.
-func (v *volume) outlives(l loss) bool {
-	return !v.shared && slices.ContainsFunc(v.sessions, func(s *session) bool {
-		return s.born <= l.before && slices.ContainsFunc(v.events, func(e *event) bool { return e.sess == s && e.ret > l.after })
-	})
+	return nil
 }
 
 // history is what happened to one register.
@@ -257,7 +236,7 @@ func (v *volume) history(n int, losses []loss) ([]porcupine.Operation, *values) 
 			continue
 		}
 		if !e.writes() {
-			if e.ret != 0 && !v.beforeResending(e, mine) {
+			if e.ret != 0 {
 				add(e.call, e.ret, input{kind: "read"}, e.got[n-e.first])
 			}
 			continue
@@ -282,8 +261,7 @@ func (v *volume) history(n int, losses []loss) ([]porcupine.Operation, *values) 
 		add(e.call, ret, input{kind: kind, id: e.value}, nil)
 	}
 	for _, l := range mine {
-		live, _ := v.liveAt(l)
-		add(l.before, l.after, input{kind: "loss", flying: flying(l.before, l.after), live: live}, nil)
+		add(l.before, l.after, input{kind: "loss", flying: flying(l.before, l.after), live: v.liveAt(l)}, nil)
 	}
 	return ops, vs
 }
