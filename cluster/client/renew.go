@@ -126,6 +126,9 @@ func (s *session) renewOnce(ctx context.Context, old *ident) (err error, final b
 	}
 	s.mu.Lock()
 	s.inherit = true
+	if v.Vid != old.vid {
+		s.passed(v.Gen)
+	}
 	s.mu.Unlock()
 	s.ident.Store(&ident{vid: v.Vid, gen: v.Gen, size: v.Size, sess: ses.ID, sessGen: ses.Gen, index: m.Index})
 	return nil, false

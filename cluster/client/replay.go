@@ -81,9 +81,9 @@ func (s *session) resume(sg *sgroup, b *wire.Batch) {
 		s.releaseHeld(sg, b)
 		return
 	}
-	if s.shared {
+	if why := s.mayNotResend(g, had); why != nil {
 		for _, it := range items {
-			s.lose(it, errMayBeOverwritten)
+			s.lose(it, why)
 		}
 		s.account(-sg.keep.dropIf(func(it *retainedItem) bool { return it.lsn > from }))
 		s.resumed(sg, g.Resumes)
@@ -95,6 +95,31 @@ func (s *session) resume(sg *sgroup, b *wire.Batch) {
 	s.pump(sg, b)
 }
 
+// mayNotResend is why what a group lost counts as lost for good, nil if it is to be sent again. mu is held.
+func (s *session) mayNotResend(g *state.Group, had uint64) error {
+	switch {
+	case s.shared:
+		return errMayBeOverwritten
+	case s.frozenAt > 0 && (g.ResumedAt < s.frozenAt || g.Resumes != had+1): // of several resumes only the last one's index is known
+		return errSnapshotLacksIt
+	}
+	return nil
+}
+
+// passed notes that a snapshot was taken while the session had lapsed: it waited for nobody's word (replayed.go). What is being sent again would come into
+// the disk behind it. mu is held.
+func (s *session) passed(frozenAt uint64) {
+	s.frozenAt = frozenAt
+	for _, sg := range s.sgAll {
+		if sg.replay != nil {
+			sg.replay.aborted = true
+		}
+	}
+}
+
+// A snapshot holds all that was answered before it, or that is lost.
+var errSnapshotLacksIt = errors.New("a snapshot was taken meanwhile, while the session had lapsed")
+
 // Whether another client of a shared VDI wrote there since is not known: sending again might take its later write back (invariant 7).
 var errMayBeOverwritten = errors.New("the VDI is shared, and others may have written there since")
 
@@ -102,7 +127,9 @@ var errMayBeOverwritten = errors.New("the VDI is shared, and others may have wri
 // flushed, the next flush fails: it would have to cover that, and only they know. mu is held.
 func (s *session) resumed(sg *sgroup, count uint64) {
 	sg.resumes.Store(count)
-	s.c.lookAgain() // a snapshot may wait for it
+	if v := s.c.cfg.Maps.Map().VDI(s.ident.Load().vid); v != nil && v.State == state.Closing {
+		s.c.lookAgain() // a snapshot waits for it
+	}
 	if !s.shared || s.lostFlush != nil {
 		return
 	}
@@ -182,7 +209,10 @@ func (s *session) resent(sg *sgroup, it *retainedItem) *piece {
 
 // stale says, for a resent piece, that the map asks for another resending than the one it is part of; it is taken out then.
 func (s *session) stale(p *piece, g *state.Group, b *wire.Batch) bool {
-	if g.Resumes == p.replay.target {
+	s.mu.Lock()
+	over := p.replay.aborted || g.Resumes != p.replay.target
+	s.mu.Unlock()
+	if !over {
 		return false
 	}
 	s.resentDone(p, nil, true, b)

@@ -90,7 +90,10 @@ func (c *Client) flushAndTell(s *session, sess, index uint64) error {
 			return err
 		}
 	}
-	_, err := c.cfg.Propose(ctx, c.command(func(cmd *state.Command) { cmd.Replayed = &state.Replayed{Sess: sess, Index: index} }))
+	res, err := c.cfg.Propose(ctx, c.command(func(cmd *state.Command) { cmd.Replayed = &state.Replayed{Sess: sess, Index: index} }))
+	if err == nil {
+		err = res.Err() // our map is behind: a little later it says that the session is over
+	}
 	return err
 }
 

@@ -50,6 +50,7 @@ type session struct {
 	inherit   bool       // the next flush covers predecessors (R17); set until the first flush
 	round     *round     // the flush under way
 	joining   *round     // those who came after it began
+	frozenAt  uint64     // map index of the last snapshot that was taken while it had lapsed
 	lost      []lostRange
 	lostFlush error // the next flush says this
 }
@@ -166,6 +167,7 @@ func (s *session) kill(err error, b *wire.Batch) {
 			s.c.settle(p, err, b)
 		}
 	}
+	s.c.lookAgain() // a snapshot may wait for its word
 }
 
 // follow takes from a newer map what concerns the session. It runs in the tender only.

@@ -386,10 +386,10 @@ func TestR22WritesWaitWhileAVidIsClosed(t *testing.T) {
 		if answered(done, time.Second) {
 			t.Error("a write to a vid that is being frozen was done")
 		}
-		ctx, cancel := context.WithTimeout(r.t.Context(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(r.t.Context(), time.Second)
 		defer cancel()
-		if _, s := r.tc.do(ctx, wire.KindWrite, wire.FlagAgain, 0, 4096, 4096, fill(3)); s != wire.StatusOK {
-			t.Errorf("what was answered before and lost since: %v", s)
+		if _, s := r.tc.do(ctx, wire.KindWrite, wire.FlagAgain, 0, 4096, 4096, fill(3)); s == wire.StatusOK {
+			t.Error("a write was done that says that it is sent again, where no group lost anything")
 		}
 		r.a.must(&state.Command{AbortClose: &state.AbortClose{Vid: res.Vid, Closing: res.Index, Why: "test"}})
 		if !answered(done, 10*time.Second) {

@@ -103,7 +103,7 @@ func (g *group) judge(r *wire.Request, v *view) (verdict, wire.Status) {
 		return proceed, 0
 	case r.IO.SessGen == 0 || d.State == state.Frozen || d.State == state.Deleted:
 		return refuse, wire.StatusReadOnly
-	case d.State == state.Closing && r.Flags&wire.FlagAgain == 0 && !broken("R22"): // R22: what was answered before it began belongs to the snapshot
+	case d.State == state.Closing && !(r.Flags&wire.FlagAgain != 0 && v.m.Owing(d.Vid) != nil) && !broken("R22"): // R22: what was answered before it began belongs to it
 		return park, 0
 	case g.low(), g.stalled(), g.handTo != state.NoNode, len(g.tail) >= tailMax:
 		return park, 0

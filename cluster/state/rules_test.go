@@ -440,6 +440,9 @@ func TestR22FreezeWaitsForWhatIsSentAgain(t *testing.T) {
 		f.Terms = append(f.Terms, g.Term)
 	}
 	refused(t, m, Command{FreezeVDI: f}, Stale, "host1:10809 has yet to send again")
+	if m, _ := must(t, m, Command{CloseSess: &CloseSess{ID: sess}}); m.Working("a").State != Working { // half of it may be there, and not durable
+		t.Error("a snapshot goes on though a session ended that had to send again")
+	}
 	refused(t, m, Command{Replayed: &Replayed{Sess: sess + 1, Index: m.Index}}, Missing, "no session")
 	refused(t, m, Command{Replayed: &Replayed{Sess: sess, Index: m.Index + 1}}, Invalid, "to come")
 	before := m.Groups[0].ResumedAt - 1

@@ -100,6 +100,11 @@ func (e *edit) fence(vid uint32) {
 // releaseSessions ends sessions. Their generation stays current until the VDI is opened again: nobody else writes until then.
 func (e *edit) releaseSessions(which func(*Session) bool) {
 	if slices.ContainsFunc(e.m.Sessions, which) {
+		for _, s := range e.m.Sessions {
+			if v := e.m.VDI(s.Vid); which(s) && v != nil && v.State == Closing && e.m.Owes(s) {
+				e.giveUp(v.Vid) // its client may have sent a part again already, of which no report says that it is durable
+			}
+		}
 		e.m.Sessions = slices.DeleteFunc(slices.Clone(e.m.Sessions), which)
 	}
 }

@@ -89,9 +89,14 @@ func (e *edit) abortClose(c *AbortClose) *Error {
 	if err != nil {
 		return err
 	}
-	v = e.vdi(v.Vid)
-	v.State, v.Closing, v.CloseTag = Working, 0, ""
-	e.putVDI(v)
+	e.giveUp(v.Vid)
 	e.res.Vid = v.Vid
 	return nil
+}
+
+// giveUp has a VDI that was being frozen be written again.
+func (e *edit) giveUp(vid uint32) {
+	v := e.vdi(vid)
+	v.State, v.Closing, v.CloseTag = Working, 0, ""
+	e.putVDI(v)
 }
