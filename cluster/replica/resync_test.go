@@ -49,12 +49,15 @@ func TestHandingOverWaitsForCopies(t *testing.T) {
 		slots := [2]chan struct{}{c.nodes[0].e.resyncer.slots, c.nodes[1].e.resyncer.slots}
 		copying := func() bool { return len(slots[0])+len(slots[1]) > 0 }
 		c.wait("copies are made", 5*time.Second, func() bool { return len(c.nodes[0].e.resyncer.copiers) > 0 && len(c.nodes[1].e.resyncer.copiers) > 0 })
-		looks, both, index, from := 0, true, c.a.cur().Index, time.Now()
+		looks, both, index, commands, from, until := 0, true, c.a.cur().Index, 0, time.Now(), time.Now()
 		for copying() {
 			both = both && min(len(slots[0]), len(slots[1])) > 0 // the one that is done hands over
 			_, has := preferred(away.id)
 			if most := 2 * movesBeside * (int(time.Since(began)/scanInterval) + 1); both && has > most {
 				t.Fatalf("%v after its return the node is the primary of %d groups, want %d at the most", time.Since(began), has, most)
+			}
+			if both {
+				commands, until = int(c.a.cur().Index-index), time.Now()
 			}
 			looks++
 			time.Sleep(10 * time.Millisecond)
@@ -63,8 +66,8 @@ func TestHandingOverWaitsForCopies(t *testing.T) {
 			t.Fatalf("copies were made within %d looks: there was nothing to see", looks)
 		}
 		// What became ready between two looks joins by one command of its primary's; a group at which something is due may take them along before.
-		if n, most := int(c.a.cur().Index-index), 4*(int(time.Since(from)/scanInterval)+1); n > most {
-			t.Fatalf("%d commands in %v of copying, want %d at the most", n, time.Since(from), most)
+		if most := 6 * (int(until.Sub(from)/scanInterval) + 1); commands > most {
+			t.Fatalf("%d commands in %v of copying, want %d at the most", commands, until.Sub(from), most)
 		}
 		c.wait("each group has its preferred primary again", 10*time.Second, all)
 		c.whole(10 * time.Second)
