@@ -52,6 +52,7 @@
 // # Goroutines
 //
 //	syncLoop        1, Open to Close: rounds of Sync
+//	behindLoop      1, Open to Close: has the disk begin with large writes
 //	checkpointLoop  1, Open to Close: checkpoints, the reserve
 //	segmentLoop     1, Open to Close: makes segments before they are needed
 //	scrubLoop       1, Open to Close: reads everything, slowly

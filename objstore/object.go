@@ -37,6 +37,8 @@ type objFile struct {
 	refs atomic.Int32
 	used atomic.Bool // since the clock hand passed
 	at   int         // place in the clock; guarded by files.mu
+
+	waiting int64 // bytes written that the write-behind was not told of; guarded by the syncer's mu
 }
 
 // tables is the part of an object that is in memory only when needed.

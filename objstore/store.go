@@ -178,8 +178,9 @@ func Open(cfg Config) (*Store, error) {
 		s.lock.Close()
 		return nil, fmt.Errorf("open store %s: %w", cfg.Dir, err)
 	}
-	s.wg.Add(4)
+	s.wg.Add(5)
 	go s.syncLoop()
+	go s.behindLoop()
 	go s.checkpointLoop()
 	go s.segmentLoop()
 	go s.scrubLoop()
@@ -224,6 +225,7 @@ func newStore(cfg Config, id Identity) *Store {
 	s.sync.files = map[*objFile]struct{}{}
 	s.sync.dirs = map[string]struct{}{}
 	s.sync.kick = make(chan struct{}, 1)
+	s.sync.behindKick = make(chan struct{}, 1)
 	s.sync.round = newIOMutex()
 	s.sync.changed = sync.NewCond(&s.sync.mu)
 	s.scrub.wake = make(chan struct{}, 1)

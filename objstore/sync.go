@@ -17,6 +17,9 @@ type syncer struct {
 	dirs  map[string]struct{}   // with names that are not durable yet
 	names map[string]struct{}   // those that the round under way syncs
 
+	behind     []*objFile // that the write-behind is to look at; each is held
+	behindKick chan struct{}
+
 	dirty   int64      // bytes written since the last round took them
 	flight  int64      // bytes the round under way covers
 	changed *sync.Cond // dirty shrank, or the disk failed
@@ -257,8 +260,45 @@ func (s *Store) written(f *objFile, n int64) {
 		f.refs.Add(1)
 		y.files[f] = struct{}{}
 	}
+	behind := false
+	if f.waiting += n; f.waiting >= writeBehindBytes {
+		f.waiting, behind = 0, true
+		f.refs.Add(1)
+		y.behind = append(y.behind, f)
+	}
 	y.mu.Unlock()
+	if behind {
+		poke(y.behindKick)
+	}
 	s.addDirty(n)
+}
+
+// writeBehindBytes is from how much written to a file on the disk begins with
+// it, so that it is at work while more comes and a sync finds little to wait
+// for. (Large writes went 1.25 times as fast, those that waited longest 3 ms
+// instead of 9; with 256 KiB the same, with 2 MiB a little less.)
+const writeBehindBytes = 1 << 20
+
+// behindLoop is the write-behind goroutine. What fails here, the sync that
+// covers the file says.
+func (s *Store) behindLoop() {
+	defer s.wg.Done()
+	y := &s.sync
+	for {
+		select {
+		case <-y.behindKick:
+		case <-s.stop:
+			return
+		}
+		y.mu.Lock()
+		list := y.behind
+		y.behind = nil
+		y.mu.Unlock()
+		for _, f := range list {
+			_ = f.f.StartWriteBack()
+			f.release()
+		}
+	}
 }
 
 // namesChanged has the next sync cover a directory.

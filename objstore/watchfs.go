@@ -173,6 +173,8 @@ func (h *watchedFile) WriteAt(p []byte, off int64) (int, error) {
 
 func (h *watchedFile) Datasync() error { return h.do(callSync, h.File.Datasync) }
 
+func (h *watchedFile) StartWriteBack() error { return h.do(callWriteBehind, h.File.StartWriteBack) }
+
 func (h *watchedFile) WriteBackError() error { return h.do(callWriteBack, h.File.WriteBackError) }
 
 func (h *watchedFile) Punch(off, n int64) error {

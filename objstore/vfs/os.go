@@ -236,6 +236,11 @@ func (f *osFile) Datasync() error {
 	return pathError("fdatasync", f.name, retry(func() error { return unix.Fdatasync(f.fd) }))
 }
 
+func (f *osFile) StartWriteBack() error {
+	err := retry(func() error { return unix.SyncFileRange(f.fd, 0, 0, unix.SYNC_FILE_RANGE_WRITE) })
+	return pathError("sync_file_range", f.name, err)
+}
+
 func (f *osFile) WriteBackError() error {
 	err := retry(func() error { return unix.SyncFileRange(f.fd, 0, 0, unix.SYNC_FILE_RANGE_WAIT_BEFORE) })
 	if err == unix.ENOSYS || err == unix.ESPIPE { // not on this file system: the sync has to do

@@ -58,6 +58,10 @@ type File interface {
 	ReadDirect(p []byte, off int64) (int, error)
 	// Datasync makes the bytes written so far durable, and the size.
 	Datasync() error
+	// StartWriteBack has the system begin to write what was written so far to
+	// the disk, and does not wait for it. It promises nothing: whether that
+	// went well is Datasync's to say, also where this failed.
+	StartWriteBack() error
 	// WriteBackError is the error of a write-back that this descriptor has
 	// not been told of, also where it was behind a SyncFS that succeeded. It
 	// waits for write-back that is under way, and starts none.

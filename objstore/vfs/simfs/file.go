@@ -225,6 +225,19 @@ func (h *file) failure(op string) error {
 	return fail(op, h.name, syscall.EIO)
 }
 
+// StartWriteBack changes nothing, since what is not synced may survive a cut anyway; one that fails is told to the descriptor's next sync.
+func (h *file) StartWriteBack() error {
+	err := h.fs.before("writebehind", h.name)
+	if err == nil {
+		h.fs.mu.Unlock()
+	} else if errors.Is(err, syscall.EIO) {
+		h.fs.mu.Lock()
+		h.i.syncFailed()
+		h.fs.mu.Unlock()
+	}
+	return err
+}
+
 func (h *file) WriteBackError() error {
 	if err := h.fs.before("writeback", h.name); err != nil {
 		return err
