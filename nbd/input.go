@@ -11,6 +11,7 @@ type input struct {
 
 	dst   []byte // the payload being read past the buffer, straight to where it stays; nil for none
 	ahead int    // with dst: how much of what follows the payload is welcome
+	large bool   // the last request had a large payload: the next may have one too, which should not come to be copied
 
 	within  bool   // the bytes awaited belong to a request that has begun
 	stalled func() // called before waiting in the middle of a request
@@ -52,6 +53,9 @@ func (in *input) space() (a, b []byte) {
 	}
 	if in.dst != nil {
 		return in.dst, (*in.mem)[in.w : in.w+in.ahead]
+	}
+	if in.large {
+		return (*in.mem)[in.w:min(in.w+aheadMax, len(*in.mem))], nil
 	}
 	return (*in.mem)[in.w:], nil
 }

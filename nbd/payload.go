@@ -20,6 +20,7 @@ func (c *Conn) payload(dst []byte) error {
 	}
 	c.in.dst, c.in.ahead = dst, c.in.size
 	if len(dst) >= directMin {
+		c.in.large = true
 		c.in.ahead = min(aheadMax, c.in.size)
 	}
 	defer func() { c.in.dst = nil }()
