@@ -439,6 +439,14 @@ func TestR22SnapshotWhileLapsed(t *testing.T) {
 		if got := read(t, d, 0, 4096); !bytes.Equal(got, pattern(4096, 2)) {
 			t.Error("what was written after it is lost")
 		}
+		f.mu.Lock()
+		f.resume(id, 0)
+		f.resume(id, 0) // of these only the second's index is known
+		f.recovered(id)
+		f.mu.Unlock()
+		if got := read(t, d, 0, 4096); !bytes.Equal(got, pattern(4096, 2)) {
+			t.Error("what was written after it is lost with two resumes at once")
+		}
 		closeAll(t, c, d)
 	})
 }

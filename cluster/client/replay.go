@@ -76,16 +76,11 @@ func (s *session) resume(sg *sgroup, b *wire.Batch) {
 		from = 0 // what the resumes between recovered is not known: everything, to be sure
 	}
 	items := sg.keep.beyond(from)
-	if len(items) == 0 {
-		s.resumed(sg, g.Resumes)
-		s.releaseHeld(sg, b)
-		return
+	if again := s.mayResend(g, had, items); len(again) < len(items) {
+		s.account(-sg.keep.dropIf(func(it *retainedItem) bool { return it.lsn > from && s.mayNotResend(g, had, it) != nil }))
+		items = again
 	}
-	if why := s.mayNotResend(g, had); why != nil {
-		for _, it := range items {
-			s.lose(it, why)
-		}
-		s.account(-sg.keep.dropIf(func(it *retainedItem) bool { return it.lsn > from }))
+	if len(items) == 0 {
 		s.resumed(sg, g.Resumes)
 		s.releaseHeld(sg, b)
 		return
@@ -95,12 +90,24 @@ func (s *session) resume(sg *sgroup, b *wire.Batch) {
 	s.pump(sg, b)
 }
 
-// mayNotResend is why what a group lost counts as lost for good, nil if it is to be sent again. mu is held.
-func (s *session) mayNotResend(g *state.Group, had uint64) error {
+// mayResend picks what is to be sent again, and notes that the other items are lost. mu is held.
+func (s *session) mayResend(g *state.Group, had uint64, items []*retainedItem) (again []*retainedItem) {
+	for _, it := range items {
+		if why := s.mayNotResend(g, had, it); why != nil {
+			s.lose(it, why)
+		} else {
+			again = append(again, it)
+		}
+	}
+	return again
+}
+
+// mayNotResend is why an item that a group lost counts as lost for good, nil if it is to be sent again. mu is held.
+func (s *session) mayNotResend(g *state.Group, had uint64, it *retainedItem) error {
 	switch {
 	case s.shared:
 		return errMayBeOverwritten
-	case s.frozenAt > 0 && (g.ResumedAt < s.frozenAt || g.Resumes != had+1): // of several resumes only the last one's index is known
+	case it.seq <= s.frozenAcks && (g.ResumedAt < s.frozenAt || g.Resumes != had+1): // of several resumes only the last one's index is known
 		return errSnapshotLacksIt
 	}
 	return nil
@@ -109,7 +116,7 @@ func (s *session) mayNotResend(g *state.Group, had uint64) error {
 // passed notes that a snapshot was taken while the session had lapsed: it waited for nobody's word (replayed.go). What is being sent again would come into
 // the disk behind it. mu is held.
 func (s *session) passed(frozenAt uint64) {
-	s.frozenAt = frozenAt
+	s.frozenAt, s.frozenAcks = frozenAt, s.acks
 	for _, sg := range s.sgAll {
 		if sg.replay != nil {
 			sg.replay.aborted = true

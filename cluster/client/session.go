@@ -33,26 +33,27 @@ type session struct {
 	lossy  atomic.Bool   // lost is not empty
 	gone   chan struct{} // closed when a writer's session is dead and out of the books
 
-	mu        sync.Mutex // guards what follows
-	refs      int        // Disks
-	closes    uint64     // Disks closed, counted
-	lingers   bool       // flushed behind, after a Close whose flush failed
-	ending    bool       // all is flushed, and nobody may come any more
-	renewing  bool       // the lapsed session is being opened again
-	waiting   pieceList  // for that
-	throttled pieceList  // writes that wait until less is retained
-	over      overlap    // changes under way, by block (R15)
-	acks      uint64     // acknowledged changes, counted
-	kept      int64      // bytes retained
-	sgAll     []*sgroup  // all of groups
-	covered   uint64     // objects, from the first, whose groups are all in sgAll
-	dirty     []*sgroup  // with something to flush, those of the round under way not included
-	inherit   bool       // the next flush covers predecessors (R17); set until the first flush
-	round     *round     // the flush under way
-	joining   *round     // those who came after it began
-	frozenAt  uint64     // map index of the last snapshot that was taken while it had lapsed
-	lost      []lostRange
-	lostFlush error // the next flush says this
+	mu         sync.Mutex // guards what follows
+	refs       int        // Disks
+	closes     uint64     // Disks closed, counted
+	lingers    bool       // flushed behind, after a Close whose flush failed
+	ending     bool       // all is flushed, and nobody may come any more
+	renewing   bool       // the lapsed session is being opened again
+	waiting    pieceList  // for that
+	throttled  pieceList  // writes that wait until less is retained
+	over       overlap    // changes under way, by block (R15)
+	acks       uint64     // acknowledged changes, counted
+	kept       int64      // bytes retained
+	sgAll      []*sgroup  // all of groups
+	covered    uint64     // objects, from the first, whose groups are all in sgAll
+	dirty      []*sgroup  // with something to flush, those of the round under way not included
+	inherit    bool       // the next flush covers predecessors (R17); set until the first flush
+	round      *round     // the flush under way
+	joining    *round     // those who came after it began
+	frozenAt   uint64     // map index of the last snapshot that was taken while it had lapsed
+	frozenAcks uint64     // acks then
+	lost       []lostRange
+	lostFlush  error // the next flush says this
 }
 
 // ident is what requests say of the VDI. It changes when a snapshot gives the name a new vid, with a resize, and when a lapsed session is opened again.
