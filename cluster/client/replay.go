@@ -75,11 +75,17 @@ func (s *session) resume(sg *sgroup, b *wire.Batch) {
 	if g.Resumes != had+1 {
 		from = 0 // what the resumes between recovered is not known: everything, to be sure
 	}
+	s.account(-sg.keep.dropIf(func(it *retainedItem) bool {
+		if it.lsn <= from {
+			return false
+		}
+		why := s.mayNotResend(g, had, it)
+		if why != nil {
+			s.lose(it, why)
+		}
+		return why != nil
+	}))
 	items := sg.keep.beyond(from)
-	if again := s.mayResend(g, had, items); len(again) < len(items) {
-		s.account(-sg.keep.dropIf(func(it *retainedItem) bool { return it.lsn > from && s.mayNotResend(g, had, it) != nil }))
-		items = again
-	}
 	if len(items) == 0 {
 		s.resumed(sg, g.Resumes)
 		s.releaseHeld(sg, b)
@@ -88,18 +94,6 @@ func (s *session) resume(sg *sgroup, b *wire.Batch) {
 	s.c.log.Warn("sending acknowledged writes again", "vdi", s.name, "group", uint32(sg.id), "writes", len(items), "recovered", g.Recovered)
 	sg.replay = &replay{target: g.Resumes, items: items}
 	s.pump(sg, b)
-}
-
-// mayResend picks what is to be sent again, and notes that the other items are lost. mu is held.
-func (s *session) mayResend(g *state.Group, had uint64, items []*retainedItem) (again []*retainedItem) {
-	for _, it := range items {
-		if why := s.mayNotResend(g, had, it); why != nil {
-			s.lose(it, why)
-		} else {
-			again = append(again, it)
-		}
-	}
-	return again
 }
 
 // mayNotResend is why an item that a group lost counts as lost for good, nil if it is to be sent again. mu is held.
