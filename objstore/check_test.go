@@ -147,7 +147,9 @@ func rotHeads(kind string, size int64) []int64 {
 	switch kind {
 	case "object":
 		for k := 0; k < 2; k++ {
-			heads = append(heads, int64(tableSlot(k, 0))*BlockSize, int64(tableSlot(k, 1))*BlockSize)
+			for _, slot := range []uint32{tableSlot(k, 0), tableSlot(k, 1), dataSlot(k, 0), dataSlot(k, 5)} {
+				heads = append(heads, int64(slot)*BlockSize)
+			}
 		}
 	case "journal":
 		for at := int64(BlockSize); at < min(size, 10*BlockSize); at += BlockSize {

@@ -22,11 +22,15 @@ type Identity struct {
 // Named values and the identity are small text files: one line that says
 // what follows and its checksum, then the value.
 //
-//	sheepdog 1 crc32c=1a2b3c4d bytes=17
+//	sheepdog 2 crc32c=1a2b3c4d bytes=17
 //	...
 
+// storeFormat is that of a store as a whole: another one is refused by its identity, before anything else is looked at. (1 had data at slot 7 of an
+// object's file.)
+const storeFormat = 2
+
 func encodeNamed(value []byte) []byte {
-	return append(fmt.Appendf(nil, "sheepdog 1 crc32c=%08x bytes=%d\n", Checksum(value), len(value)), value...)
+	return append(fmt.Appendf(nil, "sheepdog %d crc32c=%08x bytes=%d\n", storeFormat, Checksum(value), len(value)), value...)
 }
 
 func decodeNamed(b []byte) ([]byte, error) {
@@ -37,8 +41,8 @@ func decodeNamed(b []byte) ([]byte, error) {
 	if _, err := fmt.Sscanf(string(line), "sheepdog %d crc32c=%x bytes=%d", &format, &sum, &n); !found || err != nil {
 		return nil, fmt.Errorf("first line %.40q: %w", line, ErrFormat)
 	}
-	if format != 1 {
-		return nil, fmt.Errorf("format %d is unknown: %w", format, ErrFormat)
+	if format != storeFormat {
+		return nil, fmt.Errorf("format %d, this program knows %d: %w", format, storeFormat, ErrFormat)
 	}
 	if n != len(value) || Checksum(value) != sum || !bytes.Equal(encodeNamed(value)[:len(line)], line) {
 		return nil, ErrChecksum

@@ -181,11 +181,16 @@ func rotOnce(seed uint64) error {
 	image := w.fs.Clone()
 	r := rand.New(rand.NewPCG(seed, 4))
 	for name, size := range image.Files() {
-		if size < 100<<10 || len(name) < 20 {
+		data := int64(dataSlot(0, 0)) * BlockSize
+		if size <= data || len(name) < 20 {
 			continue
 		}
+		at := r.Int64N(min(size-data, 100<<10))
+		if r.IntN(5) > 0 { // else what lies before the data
+			at += data
+		}
 		fs := image.Clone()
-		if err := fs.Flip(name, r.Int64N(min(size, 128<<10)*8)); err != nil {
+		if err := fs.Flip(name, at*8+r.Int64N(8)); err != nil {
 			return err
 		}
 		if _, err := w.rotten(fs); err != nil {

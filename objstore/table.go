@@ -41,38 +41,40 @@ func (c cell) state() State {
 // The object's file is an array of 4 KiB slots:
 //
 //	slot 0                  header
-//	slot 1 + 1030*k ...     chunk k: table place A (3 slots), table place B
-//	                        (3 slots), 1024 data slots
+//	slot 1280*k ...         chunk k: 1 slot that is nobody's but the header's,
+//	                        table place A (3 slots), table place B (3 slots),
+//	                        a hole, and from slot 256 of it on 1024 data slots
 //
 // A version's table lives in the two places of one chunk, by turns; data may
 // lie in any chunk. What was never written is a hole.
+//
+// Data starts at a whole MiB, so that large writes lie in the page cache in
+// large folios (a write of 128 KiB in one, not in six: 6 % more of them) and
+// on the disk as the guest aligned them.
 const (
 	tableSlots  = 3
 	tableBytes  = tableSlots * BlockSize
-	chunkSlots  = 2*tableSlots + BlocksPerObject
-	firstChunk  = 1
+	firstTable  = 1
+	firstData   = 256
+	chunkSlots  = firstData + BlocksPerObject
 	slotsMax    = cellValue
 	chunksMax   = 1 << 17
 	headerBytes = 64
 )
 
 func tableSlot(chunk int, side uint8) uint32 {
-	return uint32(firstChunk + chunk*chunkSlots + int(side)*tableSlots)
+	return uint32(chunk*chunkSlots + firstTable + int(side)*tableSlots)
 }
 
 // dataSlot is the n-th data slot of a chunk; the slot of block n of a fresh
 // object (rule 3).
 func dataSlot(chunk, n int) uint32 {
-	return uint32(firstChunk + chunk*chunkSlots + 2*tableSlots + n)
+	return uint32(chunk*chunkSlots + firstData + n)
 }
 
 // slotPlace is the inverse of dataSlot; ok is false for other slots.
 func slotPlace(slot uint32) (chunk, n int, ok bool) {
-	if slot < firstChunk {
-		return 0, 0, false
-	}
-	s := int(slot) - firstChunk
-	chunk, n = s/chunkSlots, s%chunkSlots-2*tableSlots
+	chunk, n = int(slot)/chunkSlots, int(slot)%chunkSlots-firstData
 	return chunk, n, n >= 0 && chunk < chunksMax
 }
 
@@ -220,7 +222,7 @@ func allZero(b []byte) bool {
 // fileHeader is slot 0 of an object's file.
 //
 //	 0  magic  "SHEEPOBJ"
-//	 8  format u32 = 1 | crc u32 of the other bytes of the header
+//	 8  format u32 = 2 | crc u32 of the other bytes of the header
 //	16  key    u64
 //	24  birth  u64   made of the position of the journal at creation
 //	32  group  u32 | zero
@@ -232,7 +234,7 @@ type fileHeader struct {
 
 const (
 	fileMagic  = "SHEEPOBJ"
-	fileFormat = 1
+	fileFormat = 2
 )
 
 func (h fileHeader) encode() []byte {

@@ -23,7 +23,7 @@ func edit(t *testing.T, name, from, to string) {
 	}
 }
 
-// A directory that a newer program has written is refused at once, with the numbers, and nothing in it is changed; so an upgrade that is taken back
+// A directory that a newer program has written, or one of an older layout, is refused at once, with the numbers, and nothing in it is changed; so an upgrade that is taken back
 // harms nothing. (Commands and maps: package state's test of the same number.)
 func TestFailure50NewerDirectoryIsRefused(t *testing.T) {
 	dir := t.TempDir()
@@ -40,13 +40,15 @@ func TestFailure50NewerDirectoryIsRefused(t *testing.T) {
 	found := false
 	for _, name := range store {
 		b, err := os.ReadFile(name)
-		if err != nil || !strings.HasPrefix(string(b), "sheepdog 1 ") {
+		if err != nil || !strings.HasPrefix(string(b), "sheepdog 2 ") {
 			continue
 		}
 		found = true
-		edit(t, name, "sheepdog 1 ", "sheepdog 2 ")
-		refusedAtStart(t, cfg, "format 2 is unknown")
-		edit(t, name, "sheepdog 2 ", "sheepdog 1 ")
+		for _, other := range []string{"1", "3"} {
+			edit(t, name, "sheepdog 2 ", "sheepdog "+other+" ")
+			refusedAtStart(t, cfg, "format "+other+", this program knows 2")
+			edit(t, name, "sheepdog "+other+" ", "sheepdog 2 ")
+		}
 	}
 	if !found {
 		t.Errorf("no file of the store says its format: %v", store)
