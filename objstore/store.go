@@ -178,8 +178,7 @@ func Open(cfg Config) (*Store, error) {
 		s.lock.Close()
 		return nil, fmt.Errorf("open store %s: %w", cfg.Dir, err)
 	}
-	s.wg.Add(5)
-	go s.syncLoop()
+	s.wg.Add(4)
 	go s.behindLoop()
 	go s.checkpointLoop()
 	go s.segmentLoop()
