@@ -26,6 +26,11 @@ func (c *Conn) readRequests() error {
 		size = extendedRequestSize
 	}
 	for {
+		if c.durably && c.in.buffered() == 0 {
+			if c.durably = false; !c.pushLeaving() {
+				return errRelieved
+			}
+		}
 		if err := c.fill(size); err != nil {
 			return err
 		}
@@ -194,6 +199,7 @@ func (c *Conn) submit(r *Request, payload uint64) error {
 		return nil
 	}
 	c.pushing = true
+	c.durably = c.waiter != nil && (r.Op == OpFlush || r.FUA)
 	c.dev.Submit(r)
 	if c.batchBytes += cost; c.batchBytes >= pushBytes {
 		c.endBatch()
