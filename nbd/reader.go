@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// The reader: one goroutine for each connection. It takes what has arrived with one read(2), submits each request in it,
+// The reader: one goroutine for each connection, though not always the same (relief.go). It takes what has arrived with one read(2), submits each request in it,
 // calls Push once, sends the replies that are there already, and reads again.
 
 // aheadMax is how much of what follows a large payload is read along with it; directMin is from where a payload is large.

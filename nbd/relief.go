@@ -36,22 +36,18 @@ func (f *relief) watch(c *Conn) {
 	c.watched.Store(true)
 	if f.watched == nil {
 		f.watched = make(map[*Conn]*reliefWatch)
-		go f.run(c.srv)
+		go f.run()
 	}
 	f.watched[c] = &reliefWatch{}
 }
 
-func (f *relief) run(s *Server) {
+// run ends by itself also after the server: who waits then is relieved all the same, so that his connection ends with its last answer.
+func (f *relief) run() {
 	t := time.NewTicker(reliefInterval)
 	defer t.Stop()
-	for {
-		select {
-		case <-t.C:
-			if !f.look() {
-				return
-			}
-		case <-s.ctx.Done():
-			return // there are no connections any more, or they are being cut off
+	for range t.C {
+		if !f.look() {
+			return
 		}
 	}
 }

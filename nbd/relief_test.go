@@ -3,6 +3,7 @@ package nbd
 import (
 	"context"
 	"encoding/binary"
+	"fmt"
 	"math/rand/v2"
 	"runtime"
 	"sync"
@@ -20,7 +21,7 @@ type waitingDevice struct {
 
 type waitingBackend struct {
 	fakeBackend
-	wait func(list []*Request) // what PushLeaving leaves; then they are answered
+	wait func(list []*Request) // what PushLeaving leaves: waits and answers
 
 	overlaps, left, pushed, waiting atomic.Int32
 }
@@ -70,7 +71,6 @@ func (d *waitingDevice) PushLeaving() func() {
 	return func() {
 		d.b.waiting.Add(1)
 		d.b.wait(list)
-		answerAll(list)
 		d.b.waiting.Add(-1)
 	}
 }
@@ -90,7 +90,7 @@ func answerAll(list []*Request) {
 // TestReaderWaits: a flush that is alone is waited for by the reader, one that is not is nobody's to wait for, and neither is what needs no waiting.
 func TestReaderWaits(t *testing.T) {
 	b := newWaitingBackend()
-	b.wait = func([]*Request) {}
+	b.wait = answerAll
 	w := newRig(t, b).ready(t, "x", simpleReplies)
 	for i := range 5 {
 		if code := w.ask(cmdFlush, 0, 0, 0); code != 0 || b.left.Load() != int32(i+1) {
@@ -120,7 +120,10 @@ func TestReaderWaits(t *testing.T) {
 func TestReaderIsRelieved(t *testing.T) {
 	b := newWaitingBackend()
 	goOn := make(chan struct{})
-	b.wait = func([]*Request) { <-goOn }
+	b.wait = func(list []*Request) {
+		<-goOn
+		answerAll(list)
+	}
 	before := runtime.NumGoroutine()
 	r := newRig(t, b)
 	w := r.ready(t, "x", simpleReplies)
@@ -161,7 +164,7 @@ func TestReaderIsRelieved(t *testing.T) {
 	within(t, "those who waited, and the relief, to be gone", func() bool { return runtime.NumGoroutine() <= before+2 }) // the two listeners'
 }
 
-// TestEndWhileTheReaderWaits: however a connection ends meanwhile, it ends when its last request is answered, and once.
+// TestEndWhileTheReaderWaits: however a connection ends meanwhile, it ends when its last request is answered, and once; also where what the reader waits for never comes back.
 func TestEndWhileTheReaderWaits(t *testing.T) {
 	for how, end := range map[string]func(r *rig, w *wire){
 		"the client leaves": func(_ *rig, w *wire) { w.nc.Close() },
@@ -174,24 +177,34 @@ func TestEndWhileTheReaderWaits(t *testing.T) {
 		},
 		"close": func(r *rig, _ *wire) { r.srv.Close() },
 	} {
-		t.Run(how, func(t *testing.T) {
-			b := newWaitingBackend()
-			goOn := make(chan struct{})
-			b.wait = func([]*Request) { <-goOn }
-			r := newRig(t, b)
-			w := r.ready(t, "x", simpleReplies)
-			w.send(request(cmdFlush, 0, 5, 0, 0))
-			within(t, "the reader to wait", func() bool { return b.waiting.Load() == 1 })
-			end(r, w)
-			if b.closes.Load() != 0 {
-				t.Error("the device was closed with a request in it")
-			}
-			close(goOn)
-			within(t, "the session to end", func() bool { return r.srv.Stats().Sessions == 0 })
-			if n := b.closes.Load(); n != 1 {
-				t.Errorf("the device was closed %d times", n)
-			}
-		})
+		for _, hangs := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, hangs %v", how, hangs), func(t *testing.T) {
+				b := newWaitingBackend()
+				answer, goOn := make(chan struct{}), make(chan struct{})
+				b.wait = func(list []*Request) {
+					<-answer
+					answerAll(list)
+					if hangs {
+						<-goOn
+					}
+				}
+				r := newRig(t, b)
+				w := r.ready(t, "x", simpleReplies)
+				w.send(request(cmdFlush, 0, 5, 0, 0))
+				within(t, "the reader to wait", func() bool { return b.waiting.Load() == 1 })
+				end(r, w)
+				if b.closes.Load() != 0 {
+					t.Error("the device was closed with a request in it")
+				}
+				close(answer)
+				within(t, "the session to end", func() bool { return r.srv.Stats().Sessions == 0 })
+				if n := b.closes.Load(); n != 1 {
+					t.Errorf("the device was closed %d times", n)
+				}
+				close(goOn)
+				within(t, "the one who waited to be gone", func() bool { return b.waiting.Load() == 0 })
+			})
+		}
 	}
 }
 
@@ -210,6 +223,7 @@ func TestReliefUnderLoad(t *testing.T) {
 		if c.turn.Load() != turn {
 			relieved.Add(1)
 		}
+		answerAll(list)
 	}
 	r := newRig(t, b)
 	var wg sync.WaitGroup
@@ -267,7 +281,7 @@ func TestReliefUnderLoad(t *testing.T) {
 // TestReliefForgets: connections whose readers do not wait any more are not looked at for ever.
 func TestReliefForgets(t *testing.T) {
 	b := newWaitingBackend()
-	b.wait = func([]*Request) {}
+	b.wait = answerAll
 	r := newRig(t, b)
 	w := r.ready(t, "x", simpleReplies)
 	for range 2 {

@@ -51,7 +51,9 @@
 //
 // # Goroutines
 //
-//	syncLoop        1, Open to Close: rounds of Sync
+//	rounds          at most 1 that waits, from the first Sync on: rounds of Sync; another one for each round that is wanted while one
+//	                still answers the last. Callers of SyncHere make their own
+//	answers of Sync one for each but a round's last: whom they tell may take locks
 //	behindLoop      1, Open to Close: has the disk begin with large writes
 //	checkpointLoop  1, Open to Close: checkpoints, the reserve
 //	segmentLoop     1, Open to Close: makes segments before they are needed

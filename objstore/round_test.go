@@ -5,6 +5,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -98,6 +99,64 @@ func TestAnswersMayWaitForTheNextRound(t *testing.T) {
 		case <-time.After(time.Minute):
 			t.Fatal("nobody makes the next round while an answer waits for it")
 		}
+	}
+}
+
+// TestAnswersDoNotWaitForEachOther: one whom a round answers waits for as long as the others have not been told, in whatever order they came; so where the disk ends, too, and a
+// store closes while an answer is still being given.
+func TestAnswersDoNotWaitForEachOther(t *testing.T) {
+	for _, ends := range []bool{false, true} {
+		sim, _, s := simStore(t, nil)
+		began, goOn := make(chan struct{}), make(chan struct{})
+		var held atomic.Bool
+		held.Store(true)
+		sim.Before = func(op, name string) error {
+			if op == "sync" && held.Swap(false) {
+				close(began)
+				<-goOn
+				if ends {
+					return syscall.EIO
+				}
+			}
+			return nil
+		}
+		const n = 5
+		var told, all sync.WaitGroup
+		told.Add(n - 1)
+		all.Add(n)
+		ask := func(k int) {
+			s.Sync(func(error) {
+				defer all.Done()
+				if k == 2 {
+					told.Wait()
+				} else {
+					told.Done()
+				}
+			})
+		}
+		dirty(t, s)
+		ask(0)
+		<-began
+		for k := 1; k < n; k++ {
+			ask(k)
+		}
+		close(goOn)
+		all.Wait()
+		sim.Before = nil
+
+		if ends {
+			continue
+		}
+		answering, closed := make(chan struct{}), make(chan struct{})
+		s.Sync(func(error) {
+			close(answering)
+			<-closed
+		})
+		<-answering
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+		close(closed)
 	}
 }
 

@@ -71,9 +71,7 @@ func (s *Store) SyncHere(done func(error)) {
 		return
 	}
 	y.waiting = append(y.waiting, done)
-	y.held = true
-	s.wg.Add(1)
-	defer s.wg.Done()
+	s.takeRole()
 	y.mu.Unlock()
 	s.makeRound()
 }
@@ -98,26 +96,37 @@ func poke(kick chan struct{}) {
 	}
 }
 
-// startRounds gives the role to a goroutine that has nothing else to do. mu is
-// held; the role is free, or the caller's, who passes it on.
+// takeRole and giveRole are before and after a round, which Close waits for,
+// though not for its answers. mu is held.
+func (s *Store) takeRole() {
+	s.sync.held = true
+	s.wg.Add(1)
+}
+
+func (s *Store) giveRole() {
+	s.sync.held = false
+	s.wg.Done()
+}
+
+// startRounds gives the role, which is free, to a goroutine that has nothing
+// else to do. mu is held.
 func (s *Store) startRounds() {
 	y := &s.sync
-	y.held = s.Err() == nil
-	switch {
-	case !y.held: // nobody waits any more
-	case y.idle > 0:
-		y.idle--
-		y.kick <- struct{}{}
-	default:
-		s.wg.Add(1)
-		go s.rounds()
+	if s.Err() != nil {
+		return // nobody waits any more
 	}
+	s.takeRole()
+	if y.idle == 0 {
+		go s.rounds()
+		return
+	}
+	y.idle--
+	y.kick <- struct{}{}
 }
 
 // rounds is a goroutine that was given the role. One of them stays, for the
 // next time.
 func (s *Store) rounds() {
-	defer s.wg.Done()
 	y := &s.sync
 	for {
 		y.gather()
@@ -132,7 +141,15 @@ func (s *Store) rounds() {
 		select {
 		case <-y.kick:
 		case <-s.failed:
-			return
+			y.mu.Lock()
+			select {
+			case <-y.kick: // the role came, too
+				y.mu.Unlock()
+			default:
+				y.idle--
+				y.mu.Unlock()
+				return
+			}
 		}
 	}
 }
@@ -153,13 +170,17 @@ func (s *Store) makeRound() {
 	y.running = nil
 	y.took += (took - y.took) / 8
 	y.company = len(list)+len(y.waiting) > 1
-	y.held = false
+	s.giveRole()
 	if len(y.waiting) > 0 || y.wanted {
 		s.startRounds()
 	}
 	y.mu.Unlock()
-	for _, done := range list {
-		done(err)
+	for i, done := range list { // none waits for another's; who is alone wakes no thread
+		if i < len(list)-1 {
+			go done(err)
+		} else {
+			done(err)
+		}
 	}
 	clear(list)
 	y.mu.Lock()
@@ -197,7 +218,7 @@ func (s *Store) answer(err error) {
 	y.changed.Broadcast()
 	y.mu.Unlock()
 	for _, done := range list {
-		done(err)
+		go done(err)
 	}
 }
 
