@@ -38,12 +38,15 @@ type Conn struct {
 	turn    atomic.Uint64 // odd while the reader waits for the Device: who makes it even by compare-and-swap is the reader
 	watched atomic.Bool   // the relief looks at turn
 
+	sentMore atomic.Bool // the client sent something while the reader waited
+
 	in         input  // reader goroutine only
 	taken      uint64 // requests taken from the client so far; reader goroutine only
 	inBatch    bool   // a request was taken since the last endBatch
 	batchBytes int64  // what they move
 	pushing    bool   // something was submitted since the last Push
 	durably    bool   // a flush or FUA was
+	notWaiting int    // for how many of those the reader does not wait
 	submitter  *submitter
 	stalled    bool // a deadline runs for the rest of a request
 	sinceStall int  // bytes that came since it was set

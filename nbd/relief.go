@@ -12,6 +12,10 @@ import (
 // reliefInterval is how long a reader waits at least, and half of how long it waits at most, until it is relieved.
 const reliefInterval = 5 * time.Millisecond
 
+// waitAgain is for how many flushes the reader does not wait after the client has sent more while it did: who reads beside flushes on one connection would have each wait for the
+// other. (1,600 reads a second beside 3,000 flushes: 92 us each, 98 where no flush is waited for, 120 where each is.)
+const waitAgain = 16
+
 // reliefCalm is for how many intervals a connection is looked at whose reader does not wait any more.
 const reliefCalm = 100
 
@@ -90,6 +94,10 @@ func (c *Conn) pushLeaving() bool {
 	if !alone || !c.pushing {
 		return true // the next read ends the batch
 	}
+	if c.notWaiting > 0 {
+		c.notWaiting--
+		return true
+	}
 	c.pushing = false
 	wait := c.waiter.PushLeaving()
 	c.endBatch()
@@ -99,5 +107,11 @@ func (c *Conn) pushLeaving() bool {
 	turn := c.turn.Add(1)
 	c.srv.relief.watch(c)
 	wait()
-	return c.turn.CompareAndSwap(turn, turn+1)
+	if !c.turn.CompareAndSwap(turn, turn+1) {
+		return false
+	}
+	if c.sentMore.Swap(false) {
+		c.notWaiting = waitAgain
+	}
+	return true
 }

@@ -164,6 +164,50 @@ func TestReaderIsRelieved(t *testing.T) {
 	within(t, "those who waited, and the relief, to be gone", func() bool { return runtime.NumGoroutine() <= before+2 }) // the two listeners'
 }
 
+// TestReaderDoesNotWaitForThoseWhoSendMore: a client that sends something while the reader waits is not made to wait for the next flushes; after some of them the reader tries again.
+func TestReaderDoesNotWaitForThoseWhoSendMore(t *testing.T) {
+	b := newWaitingBackend()
+	goOn := make(chan struct{})
+	var hold atomic.Bool
+	b.wait = func(list []*Request) {
+		if hold.Load() {
+			<-goOn
+		}
+		answerAll(list)
+	}
+	r := newRig(t, b)
+	w := r.ready(t, "x", simpleReplies)
+	r.srv.relief.mu.Lock() // nobody is relieved
+	r.srv.relief.watched = map[*Conn]*reliefWatch{}
+	r.srv.relief.mu.Unlock()
+	for range 2 {
+		hold.Store(true)
+		w.send(request(cmdFlush, 0, 1, 0, 0))
+		within(t, "the reader to wait", func() bool { return b.waiting.Load() == 1 })
+		w.send(request(cmdWriteZeroes, 0, 2, 0, 4096))
+		goOn <- struct{}{}
+		hold.Store(false)
+		for cookie := range uint64(2) {
+			if code := w.simple(1 + cookie); code != 0 {
+				t.Fatalf("error %d", code)
+			}
+		}
+		was := b.left.Load()
+		for range waitAgain {
+			w.ask(cmdFlush, 0, 0, 0)
+		}
+		if n := b.left.Load(); n != was {
+			t.Errorf("%d of the next flushes were waited for", n-was)
+		}
+		for range 5 {
+			w.ask(cmdFlush, 0, 0, 0)
+		}
+		if n := b.left.Load(); n != was+5 {
+			t.Errorf("of five flushes after them %d were waited for", n-was)
+		}
+	}
+}
+
 // TestEndWhileTheReaderWaits: however a connection ends meanwhile, it ends when its last request is answered, and once; also where what the reader waits for never comes back.
 func TestEndWhileTheReaderWaits(t *testing.T) {
 	for how, end := range map[string]func(r *rig, w *wire){
