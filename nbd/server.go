@@ -34,7 +34,6 @@ type Server struct {
 	opening   int           // sessions promised to handshakes that are at GO
 	empty     chan struct{} // closed when draining and nobody is left; nil while running
 
-	relief   relief
 	failures failureLog
 }
 
@@ -137,6 +136,7 @@ func (s *Server) run(h *handshake) {
 		return
 	}
 	c.serve()
+	s.leave(nil, c)
 }
 
 // negotiate runs the handshake. Whatever a client sends must not take the others down, so a panic in here ends

@@ -135,15 +135,14 @@ func (d *syncedFor) again(b *wire.Batch) bool {
 // By the time that it is asked a group may have moved to another disk, and this one be closed.
 type disk struct{ store *objstore.Store }
 
-func (d disk) Sync(list []wire.Synced)     { d.store.Sync(func(err error) { synced(list, err) }) }
-func (d disk) SyncHere(list []wire.Synced) { d.store.SyncHere(func(err error) { synced(list, err) }) }
-
-func synced(list []wire.Synced, err error) {
-	var b wire.Batch
-	for _, x := range list {
-		x.Synced(err, &b)
-	}
-	b.End()
+func (d disk) Sync(list []wire.Synced) {
+	d.store.Sync(func(err error) {
+		var b wire.Batch
+		for _, x := range list {
+			x.Synced(err, &b)
+		}
+		b.End()
+	})
 }
 
 // ask has a replica make the group durable.

@@ -362,9 +362,7 @@ func submit(d *client.Disk, op *client.Op) error {
 	op.Done = func(op *client.Op, _ *wire.Batch) { done <- op.Err }
 	var b wire.Batch
 	d.Submit(op, &b)
-	if wait := b.EndLeaving(); wait != nil { // as a connection's reader does
-		wait()
-	}
+	b.End()
 	return <-done
 }
 
