@@ -120,6 +120,9 @@ func TestSyncsOfMany(t *testing.T) {
 	if n := answers.Load(); n != 8*each {
 		t.Errorf("%d answers to %d syncs", n, 8*each)
 	}
+	if err := s.Close(); err != nil { // which waits for a round that the dirty bytes may have wanted last
+		t.Error(err)
+	}
 	s.sync.mu.Lock()
 	if s.sync.held || s.sync.idle > 1 || len(s.sync.waiting) > 0 {
 		t.Errorf("left behind: held %v, %d goroutines, %d waiters", s.sync.held, s.sync.idle, len(s.sync.waiting))

@@ -49,7 +49,7 @@ func (c cell) state() State {
 // lie in any chunk. What was never written is a hole.
 //
 // Data starts at a whole MiB, so that large writes lie in the page cache in
-// large folios (a write of 128 KiB in one, not in six: 6 % more of them) and
+// large folios (a write of 128 KiB in one, not in six: 4 to 6 % more a second) and
 // on the disk as the guest aligned them.
 const (
 	tableSlots  = 3
