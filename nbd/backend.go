@@ -78,6 +78,14 @@ type Preparer interface {
 	Prepare(r *Request)
 }
 
+// Waiter is a Device that may have to wait, for a disk's sync, say, and would rather do that in the reader's goroutine, where that has nothing else to do, than have
+// another one woken.
+type Waiter interface {
+	// PushLeaving is Push where the client waits for one request and for nothing else, and no other client has asked for anything for a while. What it returns, unless that is nil, is called at once and may take
+	// its time; should that be long, Submit, Push and PushLeaving are called beside it, and if the request was answered, Close.
+	PushLeaving() (wait func())
+}
+
 // check completes an ExportInfo with defaults and refuses one that the protocol can't express.
 func (e *ExportInfo) check(asked string, maxPayload uint32) error {
 	if e.Name == "" {

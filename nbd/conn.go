@@ -31,14 +31,22 @@ type Conn struct {
 	tr       transport
 	dev      Device
 	preparer Preparer // dev, if it is one
+	waiter   Waiter   // dev, if it is one
 	terms    terms
 	cancel   context.CancelFunc // ends the Device's context
+
+	turn    atomic.Uint64 // odd while the reader waits for the Device: who makes it even by compare-and-swap is the reader
+	watched atomic.Bool   // the relief looks at turn
+
+	sentMore atomic.Bool // the client sent something while the reader waited
 
 	in         input  // reader goroutine only
 	taken      uint64 // requests taken from the client so far; reader goroutine only
 	inBatch    bool   // a request was taken since the last endBatch
 	batchBytes int64  // what they move
 	pushing    bool   // something was submitted since the last Push
+	durably    bool   // a flush or FUA was
+	calm       int    // how many of those since something else came
 	submitter  *submitter
 	stalled    bool // a deadline runs for the rest of a request
 	sinceStall int  // bytes that came since it was set
@@ -82,15 +90,22 @@ func newConn(s *Server, nc net.Conn, peer Peer, log *slog.Logger) *Conn {
 	return &Conn{srv: s, nc: nc, peer: peer, log: log, wake: make(chan struct{}, 1), opened: time.Now()}
 }
 
-// serve runs the transmission phase until it has ended, whoever ends it.
+// serve runs the transmission phase until it has ended, whoever ends it, or until another goroutine does that.
 func (c *Conn) serve() {
 	err := c.readRequests()
+	if err == errRelieved {
+		return
+	}
 	c.endBatch()
 	if err != nil && !errors.Is(err, io.EOF) && !c.ended(err) {
 		c.log.Info("nbd connection ended", "err", err)
 	}
 	c.finish(err)
+	c.srv.leave(nil, c)
 }
+
+// errRelieved says that another goroutine is the reader now.
+var errRelieved = errors.New("nbd: relieved")
 
 // errDisconnect is a client's orderly goodbye.
 var errDisconnect = errors.New("nbd: the client disconnected")

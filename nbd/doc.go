@@ -25,6 +25,9 @@
 // A large write with more behind it is given to the connection's submitter goroutine, so that the Device takes it while the reader takes
 // the next one from the socket (handoff.go). A [Preparer] sees it before that, while it is in the reader's processor's cache.
 //
+// Where a client waits for one request and the Device for a disk, the reader waits itself, if the Device is a [Waiter] and nobody else has asked for anything for a while;
+// should that take long, another goroutine becomes the reader (relief.go).
+//
 // Whoever answers while nobody sends becomes the sender, and takes along what others queue meanwhile. A sender never waits for
 // the socket: when it is full, the connection's writer goroutine takes over, so that a client that doesn't read holds up
 // nobody but itself.
@@ -36,7 +39,7 @@
 //
 //   - A request is within the export, aligned to MinBlock, not longer than MaxBlock if it moves data, and has no flags that
 //     the export does not offer. Everything else was refused before (validate.go holds each refusal).
-//   - Submit and Push are never called at the same time for one connection, and never after Close.
+//   - Submit, Push and PushLeaving are never called at the same time for one connection, and never after Close.
 //   - Close comes once, after the last answer. The context given to Open ends before it, and at once when the connection
 //     breaks or the client leaves without a goodbye: what was not started then need not be.
 //   - FLUSH covers what was answered before it was submitted, and with ExportInfo.MultiConn also on other connections. Keeping that
@@ -44,9 +47,11 @@
 //
 // # Goroutines
 //
-//	reader     one for each connection, from accept to the end; also runs the handshake
+//	reader     one for each connection, from accept to the end; also runs the handshake. One that is relieved ends when what it waits for is there
 //	writer     at most one for each connection, from the first time that its socket was full, until the connection ends
 //	submitter  at most one for each connection, from the first large write with more behind it, until the connection ends
+//
+//	relief     one for a server while readers wait for its Devices from time to time: looks each 5 ms whether one has to be relieved
 //
 // Serve runs on its caller's. Nothing else runs in the background.
 //
@@ -59,7 +64,7 @@
 //
 // # Locks
 //
-// Server.mu, then Conn.mu, then budget.mu; submitter.mu alone. None is held during I/O or a call of the Device or the Backend.
+// Server.mu, then Conn.mu, then budget.mu; submitter.mu and relief.mu alone. None is held during I/O or a call of the Device or the Backend.
 //
 // # What is spoken
 //

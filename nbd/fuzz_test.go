@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"testing"
@@ -77,6 +78,7 @@ func newFuzzRig(t testing.TB) *fuzzRig {
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.relief.calm = 0
 	r.Server = s
 	t.Cleanup(func() { s.Close() })
 	r.neighbour = &wire{t, pair(t, s)}
@@ -97,19 +99,46 @@ type frugal struct {
 
 func (f frugal) Open(ctx context.Context, name string) (Device, ExportInfo, error) {
 	d, info, err := f.MemBackend.Open(ctx, name)
-	return frugalDevice{d, f.r}, info, err
+	return &frugalDevice{Device: d, r: f.r}, info, err
 }
 
+// frugalDevice has flushes waited for.
 type frugalDevice struct {
 	Device
-	r *fuzzRig
+	r       *fuzzRig
+	flushes []*Request
 }
 
-func (d frugalDevice) Submit(r *Request) {
+func (d *frugalDevice) Submit(r *Request) {
 	if held := d.r.Stats().BytesHeld; held > fuzzBudget+smallCost {
 		panic(fmt.Sprintf("%d bytes are held", held))
 	}
+	if r.Op == OpFlush {
+		d.flushes = append(d.flushes, r)
+		return
+	}
 	d.Device.Submit(r)
+}
+
+func (d *frugalDevice) Push() {
+	if wait := d.PushLeaving(); wait != nil {
+		wait()
+	}
+}
+
+func (d *frugalDevice) PushLeaving() func() {
+	d.Device.Push()
+	list := d.flushes
+	d.flushes = nil
+	if len(list) == 0 {
+		return nil
+	}
+	return func() {
+		if rand.IntN(100) == 0 {
+			time.Sleep(2 * reliefInterval) // the disk
+		}
+		answerAll(list)
+	}
 }
 
 // unharmed shows that nothing is left behind, that the neighbour noticed nothing, and that newcomers are served.

@@ -49,6 +49,9 @@ func newRig(t testing.TB, b Backend, change ...func(*Config)) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if w, ok := b.(*waitingBackend); ok {
+		srv.relief.calm = w.calm
+	}
 	dir, err := os.MkdirTemp("", "nbd")
 	if err != nil {
 		t.Fatal(err)

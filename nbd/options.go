@@ -257,6 +257,7 @@ func (h *handshake) begin(name string, dev Device, info ExportInfo, cancel conte
 	c := newConn(h.srv, h.nc, h.peer, h.log.With("export", clip(info.Name)))
 	c.name, c.dev, c.blockStatus = info.Name, dev, info.BlockStatus
 	c.preparer, _ = dev.(Preparer)
+	c.waiter, _ = dev.(Waiter)
 	c.cancel = func() { cancel(); h.cancel() }
 	c.terms = terms{
 		mode: h.mode, flags: info.transmissionFlags(h.mode), size: info.Size,

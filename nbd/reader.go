@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// The reader: one goroutine for each connection. It takes what has arrived with one read(2), submits each request in it,
+// The reader: one goroutine for each connection, though not always the same (relief.go). It takes what has arrived with one read(2), submits each request in it,
 // calls Push once, sends the replies that are there already, and reads again.
 
 // aheadMax is how much of what follows a large payload is read along with it; directMin is from where a payload is large.
@@ -26,6 +26,11 @@ func (c *Conn) readRequests() error {
 		size = extendedRequestSize
 	}
 	for {
+		if c.durably && c.in.buffered() == 0 {
+			if c.durably = false; !c.pushLeaving() {
+				return errRelieved
+			}
+		}
 		if err := c.fill(size); err != nil {
 			return err
 		}
@@ -64,6 +69,10 @@ func (c *Conn) readMore() error {
 	}
 	if c.srv.cfg.Observe != nil {
 		c.arrived = time.Now()
+	}
+	if last := &c.srv.lastRead; last.Load() != c {
+		last.Store(c)
+		c.calm = 0
 	}
 	c.sinceStall += n
 	k := c.in.filled(n)
@@ -194,6 +203,7 @@ func (c *Conn) submit(r *Request, payload uint64) error {
 		return nil
 	}
 	c.pushing = true
+	c.durably = c.waiter != nil && (r.Op == OpFlush || r.FUA)
 	c.dev.Submit(r)
 	if c.batchBytes += cost; c.batchBytes >= pushBytes {
 		c.endBatch()

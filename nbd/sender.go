@@ -57,6 +57,9 @@ func (c *Conn) sendQueued() {
 	}
 	c.writing = true
 	c.mu.Unlock()
+	if c.turn.Load()%2 == 1 && c.tr.arrived() {
+		c.sentMore.Store(true)
+	}
 	c.send(false)
 }
 

@@ -9,6 +9,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -34,6 +35,8 @@ type Server struct {
 	opening   int           // sessions promised to handshakes that are at GO
 	empty     chan struct{} // closed when draining and nobody is left; nil while running
 
+	relief   relief
+	lastRead atomic.Pointer[Conn] // whose reader read last
 	failures failureLog
 }
 
@@ -56,6 +59,7 @@ func NewServer(cfg Config, b Backend) (*Server, error) {
 	s := &Server{
 		cfg: cfg, backend: b, log: cfg.Logger, budget: newBudget(cfg.MaxBytes),
 		listeners: make(map[net.Listener]struct{}), sessions: make(map[*Conn]struct{}),
+		relief: relief{calm: calmFlushes},
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s, nil
@@ -136,7 +140,6 @@ func (s *Server) run(h *handshake) {
 		return
 	}
 	c.serve()
-	s.leave(nil, c)
 }
 
 // negotiate runs the handshake. Whatever a client sends must not take the others down, so a panic in here ends

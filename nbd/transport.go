@@ -26,6 +26,8 @@ type transport interface {
 	tryWrite(bufs [][]byte) (int, error)
 	// write waits until at least something is written.
 	write(bufs [][]byte) (int, error)
+	// arrived says whether there is something to read; true where that is not known. Whoever writes may call it.
+	arrived() bool
 	setReadDeadline(t time.Time) error
 	setWriteDeadline(t time.Time) error
 	close() error
@@ -45,6 +47,8 @@ const (
 )
 
 func newPlainTransport(nc net.Conn) *plainTransport { return &plainTransport{nc: nc} }
+
+func (t *plainTransport) arrived() bool { return true }
 
 func (t *plainTransport) read(in intake) (int, error) {
 	in.idle()

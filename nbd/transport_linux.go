@@ -43,9 +43,11 @@ type socketTransport struct {
 	rerr   error
 
 	onTry, onWrite func(fd uintptr) bool // the writer's, whoever it is
+	onAsk          func(fd uintptr)
 	iov            []unix.Iovec
 	wn             int
 	werr           error
+	unread         int32 // bytes
 }
 
 func newSocketTransport(nc net.Conn, rc syscall.RawConn) *socketTransport {
@@ -53,6 +55,10 @@ func newSocketTransport(nc net.Conn, rc syscall.RawConn) *socketTransport {
 	t.onRead = t.readable
 	t.onTry = func(fd uintptr) bool { t.writev(fd); return true }
 	t.onWrite = func(fd uintptr) bool { t.writev(fd); return t.werr != errAgain }
+	t.onAsk = func(fd uintptr) {
+		t.unread = 0
+		_, _, _ = unix.RawSyscall(unix.SYS_IOCTL, fd, unix.TIOCINQ, uintptr(unsafe.Pointer(&t.unread)))
+	}
 	return t
 }
 
@@ -98,6 +104,10 @@ func (t *socketTransport) readable(fd uintptr) bool {
 		}
 		return true
 	}
+}
+
+func (t *socketTransport) arrived() bool {
+	return t.rc.Control(t.onAsk) == nil && t.unread > 0
 }
 
 func (t *socketTransport) tryWrite(bufs [][]byte) (int, error) {

@@ -52,7 +52,7 @@
 // # Goroutines
 //
 //	rounds          at most 1 that waits, from the first Sync on: rounds of Sync; another one for each round that is wanted while one
-//	                still answers the last
+//	                still answers the last. Callers of SyncHere make their own
 //	answers of Sync one for each but a round's last: whom they tell may take locks
 //	behindLoop      1, Open to Close: has the disk begin with large writes
 //	checkpointLoop  1, Open to Close: checkpoints, the reserve

@@ -248,7 +248,13 @@ func (w *world) step() error {
 		return w.s.Commit()
 	case is(m.sync):
 		w.note("sync")
-		if err := w.s.SyncWait(); err != nil {
+		done := make(chan error, 1)
+		if w.rng.IntN(2) == 0 {
+			w.s.Sync(func(err error) { done <- err })
+		} else {
+			w.s.SyncHere(func(err error) { done <- err })
+		}
+		if err := <-done; err != nil {
 			return err
 		}
 		w.settled()

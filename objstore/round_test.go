@@ -2,6 +2,7 @@ package objstore
 
 import (
 	"errors"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -14,16 +15,79 @@ func dirty(t testing.TB, s *Store) {
 	stage(t, s.Group(1), Entry{Kind: KindWrite, Key: 1 << 32, Vid: 1, Gen: 1, Data: fill(1, 1)})
 }
 
-// TestAnswersMayWaitForTheNextRound: whom a round answers may take locks whose holders wait for the next one (waitDirty, under a group's lock). The syncer's part has been passed on by then.
+// TestSyncHere: who has a round for himself makes it himself; not where somebody else makes one already, or where the disk is slow.
+func TestSyncHere(t *testing.T) {
+	sim, _, s := simStore(t, nil)
+	// here says whether the caller made the round, and waits for its end in any case.
+	here := func() bool {
+		t.Helper()
+		dirty(t, s)
+		done := make(chan error, 1)
+		s.SyncHere(func(err error) { done <- err })
+		inside := len(done) > 0
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		return inside
+	}
+	if !here() || !here() {
+		t.Error("who was alone did not sync himself")
+	}
+
+	// One is under way: who comes shares the next one, and that is not his to make.
+	began, goOn := make(chan struct{}), make(chan struct{})
+	var held atomic.Bool
+	held.Store(true)
+	sim.Before = func(op, name string) error {
+		if op == "sync" && strings.Contains(name, "/journal/") && held.Swap(false) {
+			close(began)
+			<-goOn
+		}
+		return nil
+	}
+	dirty(t, s)
+	first := make(chan error, 1)
+	s.Sync(func(err error) { first <- err })
+	<-began
+	dirty(t, s)
+	answered := make(chan error, 2)
+	for range 2 {
+		s.SyncHere(func(err error) { answered <- err })
+	}
+	select {
+	case <-answered:
+		t.Error("a round was answered behind one that is under way")
+	default:
+	}
+	close(goOn)
+	if err := errors.Join(<-first, <-answered, <-answered); err != nil {
+		t.Fatal(err)
+	}
+	if !here() {
+		t.Error("who was alone again did not sync himself")
+	}
+
+	s.sync.mu.Lock()
+	s.sync.took = 2 * syncHereMax
+	s.sync.mu.Unlock()
+	if here() {
+		t.Error("somebody was made to wait for a slow disk")
+	}
+	sim.Before = nil
+}
+
+// TestAnswersMayWaitForTheNextRound: whom a round answers may take locks whose holders wait for the next one (waitDirty, under a group's lock). Both who syncs here and the syncer's
+// own goroutine have passed their part on by then.
 func TestAnswersMayWaitForTheNextRound(t *testing.T) {
 	_, _, s := simStore(t, nil)
-	for range 4 {
+	for _, ask := range []func(func(error)){s.Sync, s.SyncHere, s.Sync, s.SyncHere} {
 		dirty(t, s)
 		done := make(chan error)
-		s.Sync(func(err error) {
+		ask2 := func(err error) {
 			dirty(t, s)
 			done <- errors.Join(err, s.SyncWait())
-		})
+		}
+		go ask(ask2)
 		select {
 		case err := <-done:
 			if err != nil {
@@ -93,6 +157,40 @@ func TestAnswersDoNotWaitForEachOther(t *testing.T) {
 	}
 }
 
+// TestSyncHereOfADiskThatHangs: the one who waits for the disk may stay in there for ever, but what he asked for is answered when it ends, as is everything else.
+func TestSyncHereOfADiskThatHangs(t *testing.T) {
+	sim, _, s := simStore(t, func(c *Config) { c.HangTimeout = 200 * time.Millisecond })
+	dirty(t, s)
+	goOn := make(chan struct{})
+	sim.Before = func(op, name string) error {
+		if op == "sync" {
+			<-goOn
+		}
+		return nil
+	}
+	answers := make(chan error, 3)
+	left := make(chan struct{})
+	go func() {
+		s.SyncHere(func(err error) { answers <- err })
+		close(left)
+	}()
+	s.Sync(func(err error) { answers <- err })
+	for range 2 {
+		if err := <-answers; !errors.Is(err, ErrDiskFailed) {
+			t.Errorf("a sync of a disk that hangs said %v", err)
+		}
+	}
+	close(goOn)
+	<-left
+	s.SyncHere(func(err error) { answers <- err })
+	if err := <-answers; !errors.Is(err, ErrDiskFailed) {
+		t.Errorf("a sync of a disk that has ended said %v", err)
+	}
+	if len(answers) > 0 {
+		t.Error("somebody was answered twice")
+	}
+}
+
 // TestSyncsOfMany: everybody is answered, once, whoever makes the rounds, and what he staged before is durable then. Writers who wait at the bound are let go on.
 func TestSyncsOfMany(t *testing.T) {
 	_, _, s := simStore(t, func(c *Config) { c.DirtyBytesMax = 1 << 20 })
@@ -106,7 +204,11 @@ func TestSyncsOfMany(t *testing.T) {
 				stage(t, g, Entry{Kind: KindWrite, Key: Key(k+1) << 32, Vid: 1, Gen: 1, First: uint16(i % 64), Data: fill(uint64(i), 1+i%3*15)})
 				end := s.j.endNow()
 				done := make(chan error, 2)
-				s.Sync(func(err error) { answers.Add(1); done <- err })
+				ask := s.Sync
+				if (i+k)%3 > 0 {
+					ask = s.SyncHere
+				}
+				ask(func(err error) { answers.Add(1); done <- err })
 				if err := <-done; err != nil {
 					t.Error(err)
 				}

@@ -20,6 +20,7 @@ type syncer struct {
 	wanted  bool          // a round is, though nobody may wait for it
 	held    bool          // somebody has the role: who comes now is in his next round
 	idle    int           // goroutines that wait for the role; at most one stays
+	took    time.Duration // rounds, a moving mean
 
 	files map[*objFile]struct{} // written since the last round took them; each is held
 	dirs  map[string]struct{}   // with names that are not durable yet
@@ -55,6 +56,30 @@ func (s *Store) Sync(done func(error)) {
 	y.mu.Unlock()
 }
 
+// SyncHere is Sync for a caller that has nothing else to do, holds no lock and
+// is free to wait: where the role is free and the disk a fast one, it makes
+// the round itself, and calls done. The call takes as long as the
+// disk does then; who hangs in it with the disk is answered all the same.
+func (s *Store) SyncHere(done func(error)) {
+	y := &s.sync
+	y.mu.Lock()
+	here := !y.held && y.took <= syncHereMax && !s.watch.detached.Load()
+	if !here || s.Err() != nil {
+		y.mu.Unlock()
+		s.Sync(done)
+		return
+	}
+	y.waiting = append(y.waiting, done)
+	s.takeRole()
+	y.mu.Unlock()
+	s.makeRound()
+}
+
+// syncHereMax is up to what mean time of a round it is made by who wants it:
+// to wake another goroutine's thread and to be woken by it costs some 50 us at
+// each end (a write and a flush 250 us, without it 180), of a round of 130 us.
+const syncHereMax = 500 * time.Microsecond
+
 // SyncWait is Sync for callers that wait for it, for no longer than the disk
 // lives.
 func (s *Store) SyncWait() error {
@@ -70,6 +95,18 @@ func poke(kick chan struct{}) {
 	}
 }
 
+// takeRole and giveRole are before and after a round, which Close waits for,
+// though not for its answers. mu is held.
+func (s *Store) takeRole() {
+	s.sync.held = true
+	s.wg.Add(1)
+}
+
+func (s *Store) giveRole() {
+	s.sync.held = false
+	s.wg.Done()
+}
+
 // startRounds gives the role, which is free, to a goroutine that has nothing
 // else to do. mu is held.
 func (s *Store) startRounds() {
@@ -77,8 +114,7 @@ func (s *Store) startRounds() {
 	if s.Err() != nil {
 		return // nobody waits any more
 	}
-	y.held = true
-	s.wg.Add(1) // Close waits for rounds, though not for their answers
+	s.takeRole()
 	if y.idle == 0 {
 		go s.rounds()
 		return
@@ -125,12 +161,14 @@ func (s *Store) makeRound() {
 	y.running, y.waiting, y.spare = y.waiting, y.spare, nil
 	y.wanted = false
 	y.mu.Unlock()
+	start := time.Now()
 	err := s.syncNow()
+	took := time.Since(start)
 	y.mu.Lock()
 	list := y.running // nil: the disk ended, and they have been told
 	y.running = nil
-	y.held = false
-	s.wg.Done()
+	y.took += (took - y.took) / 8
+	s.giveRole()
 	if len(y.waiting) > 0 || y.wanted {
 		s.startRounds()
 	}

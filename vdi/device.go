@@ -101,6 +101,9 @@ func (d *Device) Submit(r *nbd.Request) {
 // Push starts what Submit gathered.
 func (d *Device) Push() { d.b.End() }
 
+// PushLeaving is Push, but may leave a disk of this node to wait for.
+func (d *Device) PushLeaving() (wait func()) { return d.b.EndLeaving() }
+
 // Close closes the disk.
 func (d *Device) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)

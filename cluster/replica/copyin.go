@@ -386,7 +386,7 @@ func (g *group) syncEnd(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 		g.e.wg.Go(func() { g.endSyncing(c, h, st, &m) })
 		return
 	}
-	b.Sync(disk{store}, &syncedFor{g, c, h, store, last})
+	b.Sync(disk{store, g.e}, &syncedFor{g, c, h, store, last})
 }
 
 // endSyncing waits for the disk, takes the mark off for good and tells the primary. Nobody begins another resync meanwhile.

@@ -80,7 +80,8 @@ type Engine struct {
 	rot      rotFindings
 
 	collectAt time.Time // when the next object may be freed; of the collector's goroutine
-	disks     sync.Map  // *objstore.Store → uint32
+	calm      calm
+	disks     sync.Map // *objstore.Store → uint32
 	diskCount atomic.Uint32
 
 	Stats Stats
@@ -287,6 +288,9 @@ func (e *Engine) Submit(r *wire.Request, b *wire.Batch) {
 
 // Frame takes what arrives on a connection that a client or a primary opened to this node.
 func (e *Engine) Frame(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
+	if f.Kind != wire.KindPing {
+		e.calm.disturb()
+	}
 	switch f.Kind {
 	case wire.KindHello:
 		e.hello(c, f, b)

@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"sync/atomic"
 	"time"
 
 	"github.com/sheepdog-go/sheepdog/cluster/state"
@@ -70,7 +71,7 @@ func (f *flushState) start(g *group, b *wire.Batch) {
 
 // syncHere makes our own journal durable. mu is held.
 func (f *flushState) syncHere(g *group, rd *flushRound, b *wire.Batch) {
-	b.Sync(disk{g.store}, &syncedHere{g, rd, g.store})
+	b.Sync(disk{g.store, g.e}, &syncedHere{g, rd, g.store})
 }
 
 // syncedHere goes on with a round whose part here is done.
@@ -127,22 +128,59 @@ func (d *syncedFor) again(b *wire.Batch) bool {
 		return false
 	}
 	d.store = g.store
-	b.Sync(disk{d.store}, d)
+	b.Sync(disk{d.store, d.g.e}, d)
 	return true
 }
 
 // disk is a store of ours as a batch sees it: what one handful of frames wants durable, of however many groups, is one question to it, and one answer to each who asked.
 // By the time that it is asked a group may have moved to another disk, and this one be closed.
-type disk struct{ store *objstore.Store }
+type disk struct {
+	store *objstore.Store
+	e     *Engine
+}
 
-func (d disk) Sync(list []wire.Synced) {
-	d.store.Sync(func(err error) {
-		var b wire.Batch
-		for _, x := range list {
-			x.Synced(err, &b)
-		}
-		b.End()
-	})
+func (d disk) Sync(list []wire.Synced) { d.store.Sync(func(err error) { synced(list, err) }) }
+
+// SyncHere has the caller wait only if no peer has sent anything for a while: see calm.
+func (d disk) SyncHere(list []wire.Synced) {
+	if !d.e.calm.next() {
+		d.Sync(list)
+		return
+	}
+	d.store.SyncHere(func(err error) { synced(list, err) })
+}
+
+// calm counts flushes since a peer sent anything. A goroutine that waits for the disk keeps its thread, which may be the one that waited for the network; another one takes its place
+// up to 10 ms later. So it is for nodes that serve nobody now but a client of their own.
+type calm struct {
+	flushes   atomic.Int64
+	disturbed atomic.Bool
+}
+
+// calmFlushes is from how many on it is calm: some 15 ms of a client that writes and flushes in turn.
+const calmFlushes = 64
+
+func (c *calm) disturb() {
+	if !c.disturbed.Load() { // written once a flush, however many frames come
+		c.disturbed.Store(true)
+	}
+}
+
+// next counts a flush and says whether it was calm for long enough.
+func (c *calm) next() bool {
+	if c.disturbed.Load() {
+		c.disturbed.Store(false)
+		c.flushes.Store(0)
+	}
+	return c.flushes.Add(1) > calmFlushes
+}
+
+func synced(list []wire.Synced, err error) {
+	var b wire.Batch
+	for _, x := range list {
+		x.Synced(err, &b)
+	}
+	b.End()
 }
 
 // ask has a replica make the group durable.

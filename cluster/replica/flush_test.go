@@ -126,3 +126,26 @@ func TestFailure25FlushWhileItsDiskGoes(t *testing.T) {
 		}
 	})
 }
+
+// TestCalm: a node where peers sent something lately has nobody wait for a disk who may be the one that waits for the network.
+func TestCalm(t *testing.T) {
+	var c calm
+	count := func(n int) (calm int) {
+		for range n {
+			if c.next() {
+				calm++
+			}
+		}
+		return calm
+	}
+	for range 3 {
+		if n := count(calmFlushes); n != 0 {
+			t.Errorf("%d of the first %d flushes were calm", n, calmFlushes)
+		}
+		if n := count(10); n != 10 {
+			t.Errorf("%d of ten flushes after them were calm", n)
+		}
+		c.disturb()
+		c.disturb()
+	}
+}

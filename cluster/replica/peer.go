@@ -178,6 +178,9 @@ func (p *peer) call(h *wire.Header, meta, data []byte, owner wire.Holder, limit 
 // Frame takes answers and acknowledgements.
 func (p *peer) Frame(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 	p.heard.Store(int64(time.Since(start)))
+	if f.Kind != wire.KindPing|wire.KindAnswer {
+		p.e.calm.disturb()
+	}
 	switch {
 	case f.Kind == wire.KindAcks:
 		credit, list, err := wire.ParseAcks(f.Meta)

@@ -213,7 +213,7 @@ func (g *group) sync(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 		return
 	}
 	h := wire.Header{Kind: f.Kind | wire.KindAnswer, ID: f.ID, Group: f.Group, Term: f.Term}
-	b.Sync(disk{store}, &syncedFor{g, c, h, store, last})
+	b.Sync(disk{store, g.e}, &syncedFor{g, c, h, store, last})
 }
 
 // position tells a new primary where we stand, and that no older one can change it any more (R2, R19).

@@ -362,7 +362,9 @@ func submit(d *client.Disk, op *client.Op) error {
 	op.Done = func(op *client.Op, _ *wire.Batch) { done <- op.Err }
 	var b wire.Batch
 	d.Submit(op, &b)
-	b.End()
+	if wait := b.EndLeaving(); wait != nil { // as a connection's reader does
+		wait()
+	}
 	return <-done
 }
 

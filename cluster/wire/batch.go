@@ -15,9 +15,14 @@ type finish struct {
 	upTo uint64
 }
 
-// Syncer is a disk that makes durable all that is staged when it is asked, and tells everybody in the list of it from a goroutine that has nothing else to do. It is comparable: one of
-// them is asked once a batch.
-type Syncer interface{ Sync(list []Synced) }
+// Syncer is a disk that makes durable all that is staged when it is asked, and tells everybody in the list of it. It is comparable: one of them is asked once a batch.
+type Syncer interface {
+	// Sync has them told from a goroutine that has nothing else to do.
+	Sync(list []Synced)
+
+	// SyncHere may let the caller wait for the disk and then tell them itself.
+	SyncHere(list []Synced)
+}
 
 // Synced goes on with what had to wait for the disk. It is called without any lock held; err is what ended the disk.
 type Synced interface{ Synced(err error, b *Batch) }
@@ -89,8 +94,24 @@ func (b *Batch) Flush(f Flusher) {
 }
 
 // End does all that was gathered: sends to peers first, so that they work while our journal is written; then the journals, who waited for
-// them, and the outcomes, until nothing new comes of it; then the disks are asked to sync, and what all that queued is sent.
+// them, and the outcomes, until nothing new comes of it; then what all that queued is sent, and the disks are asked to sync.
 func (b *Batch) End() {
+	if x := b.settle(); x.s != nil {
+		x.s.Sync(x.list)
+	}
+}
+
+// EndLeaving is End for a caller who is free to wait for a disk: what it returns, unless that is nil, asks one that was left out, and may take as long as
+// the disk does. The batch may be used meanwhile.
+func (b *Batch) EndLeaving() (wait func()) {
+	if x := b.settle(); x.s != nil {
+		return func() { x.s.SyncHere(x.list) }
+	}
+	return nil
+}
+
+// settle does what is to be done, but for the last of the disks that are to sync.
+func (b *Batch) settle() (last syncing) {
 	for len(b.journals)+len(b.finishers)+len(b.done) > 0 {
 		if len(b.journals) > 0 {
 			b.flush()
@@ -113,10 +134,14 @@ func (b *Batch) End() {
 	}
 	for i, x := range b.syncs {
 		b.syncs[i] = syncing{}
-		x.s.Sync(x.list)
+		if last.s != nil {
+			last.s.Sync(last.list)
+		}
+		last = x
 	}
 	b.syncs = b.syncs[:0]
 	b.flush()
+	return last
 }
 
 func (b *Batch) flush() {

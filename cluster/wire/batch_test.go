@@ -15,6 +15,10 @@ func (a asked) Sync(list []Synced) {
 	*a.what = append(*a.what, "sync "+a.name)
 	*a.list = append(*a.list, list...)
 }
+func (a asked) SyncHere(list []Synced) {
+	*a.what = append(*a.what, "sync here "+a.name)
+	*a.list = append(*a.list, list...)
+}
 func (a asked) Commit() error { *a.what = append(*a.what, "commit "+a.name); return nil }
 func (a asked) Flush()        { *a.what = append(*a.what, "flush "+a.name) }
 
@@ -26,7 +30,8 @@ type then func(*Batch)
 
 func (f then) Complete(b *Batch) { f(b) }
 
-// However many things a batch wants durable on a disk, it asks once: after the journals' write and all outcomes, which may want more, and before what is sent last.
+// However many things a batch wants durable on a disk, it asks once: after the journals' write and all outcomes, which may want more, and the last one after what is
+// sent last.
 func TestBatchAsksADiskOnce(t *testing.T) {
 	var what []string
 	var one, two []Synced
@@ -38,7 +43,7 @@ func TestBatchAsksADiskOnce(t *testing.T) {
 	b.Journal(a)
 	b.Complete(then(func(b *Batch) { b.Sync(a, told(4)); b.Flush(c) }))
 	b.End()
-	if want := []string{"commit a", "sync a", "sync z", "flush c"}; !slices.Equal(what, want) {
+	if want := []string{"commit a", "sync a", "flush c", "sync z"}; !slices.Equal(what, want) {
 		t.Fatalf("did %q, want %q", what, want)
 	}
 	if !slices.Equal(one, []Synced{told(1), told(3), told(4)}) || !slices.Equal(two, []Synced{told(2)}) {
@@ -47,5 +52,33 @@ func TestBatchAsksADiskOnce(t *testing.T) {
 	what = nil
 	if b.End(); len(what) > 0 {
 		t.Fatalf("the next batch did %q", what)
+	}
+}
+
+// What a batch leaves to its owner is one disk: it may wait for that, when others are at work on all the rest.
+func TestBatchLeavesOneDisk(t *testing.T) {
+	var what []string
+	var one, two []Synced
+	a, z := asked{&what, "a", &one}, asked{&what, "z", &two}
+	var b Batch
+	if wait := b.EndLeaving(); wait != nil {
+		t.Fatal("there was nothing to wait for")
+	}
+	b.Sync(a, told(1))
+	b.Sync(z, told(2))
+	b.Journal(a)
+	b.Flush(z)
+	wait := b.EndLeaving()
+	if want := []string{"flush z", "commit a", "sync a"}; !slices.Equal(what, want) {
+		t.Fatalf("did %q, want %q", what, want)
+	}
+	b.Sync(a, told(3)) // another's, meanwhile
+	wait()
+	b.End()
+	if want := []string{"sync here z", "sync a"}; !slices.Equal(what[3:], want) {
+		t.Fatalf("then did %q, want %q", what[3:], want)
+	}
+	if !slices.Equal(one, []Synced{told(1), told(3)}) || !slices.Equal(two, []Synced{told(2)}) {
+		t.Fatalf("a was asked for %v, z for %v", one, two)
 	}
 }
