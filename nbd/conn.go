@@ -145,6 +145,7 @@ func (c *Conn) finish(err error) {
 	}
 	_ = c.tr.close()
 	c.in.drop()
+	c.srv.lastRead.CompareAndSwap(c, nil)
 }
 
 // die marks the socket as useless: nothing is sent any more, and requests not yet started are the Device's to give up.

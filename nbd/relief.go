@@ -71,10 +71,7 @@ func (f *relief) look() bool {
 			w.turn, w.calm = turn, 0
 		case turn%2 == 1:
 			if c.turn.CompareAndSwap(turn, turn+1) {
-				go func() {
-					c.calm = 0
-					c.serve()
-				}()
+				go c.serve()
 			}
 		case w.calm < reliefCalm:
 			w.calm++
@@ -96,7 +93,7 @@ func (f *relief) look() bool {
 // pushLeaving is endBatch where the reader has nothing else to do: it may wait for what the Device leaves to it. It returns false if it was relieved.
 func (c *Conn) pushLeaving() bool {
 	c.mu.Lock()
-	alone := c.taken-c.answered == 1
+	alone := c.taken-c.answered == 1 && !c.blocked // nor is there a long answer on its way
 	c.mu.Unlock()
 	if !alone || !c.pushing {
 		return true // the next read ends the batch

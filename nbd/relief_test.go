@@ -25,6 +25,7 @@ type waitingBackend struct {
 	wait func(list []*Request) // what PushLeaving leaves: waits and answers
 
 	overlaps, left, pushed, waiting atomic.Int32
+	began                           atomic.Int32 // waits; waiting may still count one that has answered
 }
 
 func newWaitingBackend() *waitingBackend {
@@ -71,6 +72,7 @@ func (d *waitingDevice) PushLeaving() func() {
 	d.b.left.Add(1)
 	return func() {
 		d.b.waiting.Add(1)
+		d.b.began.Add(1)
 		d.b.wait(list)
 		d.b.waiting.Add(-1)
 	}
@@ -130,7 +132,7 @@ func TestReaderIsRelieved(t *testing.T) {
 	w := r.ready(t, "x", simpleReplies)
 	for turn := range uint64(3) {
 		w.send(request(cmdFlush, 0, turn, 0, 0))
-		within(t, "the reader to wait", func() bool { return b.waiting.Load() == 1 })
+		within(t, "the reader to wait", func() bool { return b.began.Load() == int32(turn)+1 })
 		for i := range uint64(10) {
 			w.send(request(cmdWrite, 0, 100+i, 4096*i, 4096), make([]byte, 4096), request(cmdRead, 0, 200+i, 0, 16))
 			if code := w.simple(100 + i); code != 0 {
@@ -203,6 +205,42 @@ func TestReaderDoesNotWaitBesideOthers(t *testing.T) {
 	}
 }
 
+// TestReaderDoesNotWaitBehindALongAnswer: a flush behind an answer that is still being sent is nobody's to wait for: the client may ask for more as soon as it has read that.
+func TestReaderDoesNotWaitBehindALongAnswer(t *testing.T) {
+	b := newWaitingBackend()
+	b.wait = answerAll
+	w := newRig(t, b).ready(t, "x", simpleReplies)
+	const long = 8 << 20 // more than a socket takes
+	w.send(request(cmdRead, 0, 1, 0, long))
+	w.send(request(cmdFlush, 0, 2, 0, 0))
+	within(t, "the flush to be pushed", func() bool { return b.pushed.Load() > 0 })
+	if n := b.left.Load(); n != 0 {
+		t.Error("the flush was waited for")
+	}
+	if code := w.simple(1); code != 0 {
+		t.Fatalf("read: error %d", code)
+	}
+	w.recv(long)
+	if code := w.simple(2); code != 0 {
+		t.Fatalf("flush: error %d", code)
+	}
+}
+
+// TestServerForgetsConnections: what has ended is nobody's, also the one that was served last.
+func TestServerForgetsConnections(t *testing.T) {
+	b := newWaitingBackend()
+	b.wait = answerAll
+	r := newRig(t, b)
+	w := r.ready(t, "x", simpleReplies)
+	w.ask(cmdFlush, 0, 0, 0)
+	if r.srv.lastRead.Load() == nil {
+		t.Fatal("nobody was served")
+	}
+	w.send(request(cmdDisc, 0, 1, 0, 0))
+	w.closed()
+	within(t, "the connection to be forgotten", func() bool { return r.srv.lastRead.Load() == nil })
+}
+
 // TestReaderDoesNotWaitForThoseWhoSendMore: a client that sends something while the reader waits is not made to wait for the next flushes; after some of them the reader tries again.
 func TestReaderDoesNotWaitForThoseWhoSendMore(t *testing.T) {
 	b := newWaitingBackend()
@@ -225,8 +263,9 @@ func TestReaderDoesNotWaitForThoseWhoSendMore(t *testing.T) {
 	}
 	for range 2 {
 		hold.Store(true)
+		began := b.began.Load()
 		w.send(request(cmdFlush, 0, 1, 0, 0))
-		within(t, "the reader to wait", func() bool { return b.waiting.Load() == 1 })
+		within(t, "the reader to wait", func() bool { return b.began.Load() == began+1 })
 		w.send(request(cmdWriteZeroes, 0, 2, 0, 4096))
 		goOn <- struct{}{}
 		hold.Store(false)

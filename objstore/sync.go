@@ -58,13 +58,12 @@ func (s *Store) Sync(done func(error)) {
 
 // SyncHere is Sync for a caller that has nothing else to do, holds no lock and
 // is free to wait: where the role is free and the disk a fast one, it makes
-// the round itself, and calls done. The call takes as long as the
+// the round itself, and answers it. The call takes as long as the
 // disk does then; who hangs in it with the disk is answered all the same.
 func (s *Store) SyncHere(done func(error)) {
 	y := &s.sync
 	y.mu.Lock()
-	here := !y.held && y.took <= syncHereMax && !s.watch.detached.Load()
-	if !here || s.Err() != nil {
+	if !s.syncsHere() {
 		y.mu.Unlock()
 		s.Sync(done)
 		return
@@ -73,6 +72,18 @@ func (s *Store) SyncHere(done func(error)) {
 	s.takeRole()
 	y.mu.Unlock()
 	s.makeRound()
+}
+
+// SyncsHere says whether SyncHere would, now.
+func (s *Store) SyncsHere() bool {
+	s.sync.mu.Lock()
+	defer s.sync.mu.Unlock()
+	return s.syncsHere()
+}
+
+func (s *Store) syncsHere() bool {
+	y := &s.sync
+	return !y.held && y.took <= syncHereMax && !s.watch.detached.Load() && s.Err() == nil
 }
 
 // syncHereMax is up to what mean time of a round it is made by who wants it:

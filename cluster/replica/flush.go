@@ -71,6 +71,7 @@ func (f *flushState) start(g *group, b *wire.Batch) {
 
 // syncHere makes our own journal durable. mu is held.
 func (f *flushState) syncHere(g *group, rd *flushRound, b *wire.Batch) {
+	g.e.calm.flush()
 	b.Sync(disk{g.store, g.e}, &syncedHere{g, rd, g.store})
 }
 
@@ -141,14 +142,9 @@ type disk struct {
 
 func (d disk) Sync(list []wire.Synced) { d.store.Sync(func(err error) { synced(list, err) }) }
 
-// SyncHere has the caller wait only if no peer has sent anything for a while: see calm.
-func (d disk) SyncHere(list []wire.Synced) {
-	if !d.e.calm.next() {
-		d.Sync(list)
-		return
-	}
-	d.store.SyncHere(func(err error) { synced(list, err) })
-}
+func (d disk) Here() bool { return d.e.calm.enough() && d.store.SyncsHere() }
+
+func (d disk) SyncHere(list []wire.Synced) { d.store.SyncHere(func(err error) { synced(list, err) }) }
 
 // calm counts flushes since a peer sent anything. A goroutine that waits for the disk keeps its thread, which may be the one that waited for the network; another one takes its place
 // up to 10 ms later. So it is for nodes that serve nobody now but a client of their own.
@@ -166,14 +162,16 @@ func (c *calm) disturb() {
 	}
 }
 
-// next counts a flush and says whether it was calm for long enough.
-func (c *calm) next() bool {
+// flush counts one.
+func (c *calm) flush() {
 	if c.disturbed.Load() {
 		c.disturbed.Store(false)
 		c.flushes.Store(0)
 	}
-	return c.flushes.Add(1) > calmFlushes
+	c.flushes.Add(1)
 }
+
+func (c *calm) enough() bool { return c.flushes.Load() > calmFlushes && !c.disturbed.Load() }
 
 func synced(list []wire.Synced, err error) {
 	var b wire.Batch

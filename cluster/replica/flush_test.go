@@ -132,7 +132,7 @@ func TestCalm(t *testing.T) {
 	var c calm
 	count := func(n int) (calm int) {
 		for range n {
-			if c.next() {
+			if c.flush(); c.enough() {
 				calm++
 			}
 		}

@@ -20,7 +20,10 @@ type Syncer interface {
 	// Sync has them told from a goroutine that has nothing else to do.
 	Sync(list []Synced)
 
-	// SyncHere may let the caller wait for the disk and then tell them itself.
+	// Here says whether SyncHere may be asked, now.
+	Here() bool
+
+	// SyncHere may let the caller wait for the disk and then tell them, and others who ask meanwhile, itself.
 	SyncHere(list []Synced)
 }
 
@@ -104,10 +107,15 @@ func (b *Batch) End() {
 // EndLeaving is End for a caller who is free to wait for a disk: what it returns, unless that is nil, asks one that was left out, and may take as long as
 // the disk does. The batch may be used meanwhile.
 func (b *Batch) EndLeaving() (wait func()) {
-	if x := b.settle(); x.s != nil {
-		return func() { x.s.SyncHere(x.list) }
+	x := b.settle()
+	switch {
+	case x.s == nil:
+		return nil
+	case !x.s.Here():
+		x.s.Sync(x.list)
+		return nil
 	}
-	return nil
+	return func() { x.s.SyncHere(x.list) }
 }
 
 // settle does what is to be done, but for the last of the disks that are to sync.

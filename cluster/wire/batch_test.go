@@ -19,6 +19,7 @@ func (a asked) SyncHere(list []Synced) {
 	*a.what = append(*a.what, "sync here "+a.name)
 	*a.list = append(*a.list, list...)
 }
+func (a asked) Here() bool    { return a.name != "busy" }
 func (a asked) Commit() error { *a.what = append(*a.what, "commit "+a.name); return nil }
 func (a asked) Flush()        { *a.what = append(*a.what, "flush "+a.name) }
 
@@ -80,5 +81,9 @@ func TestBatchLeavesOneDisk(t *testing.T) {
 	}
 	if !slices.Equal(one, []Synced{told(1), told(3)}) || !slices.Equal(two, []Synced{told(2)}) {
 		t.Fatalf("a was asked for %v, z for %v", one, two)
+	}
+	b.Sync(asked{&what, "busy", &one}, told(4))
+	if b.EndLeaving() != nil || what[5] != "sync busy" {
+		t.Fatalf("a disk that does not want to be waited for: did %q", what[5:])
 	}
 }
