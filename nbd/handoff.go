@@ -1,6 +1,10 @@
 package nbd
 
-import "sync"
+import (
+	"runtime"
+	"sync"
+	"time"
+)
 
 // The hand-off: a large write takes the Device about as long as its payload took to arrive. So where the client has more on its way, the
 // reader gives such a request to the connection's submitter goroutine and reads on. While the submitter is at work, everything that is read
@@ -8,6 +12,21 @@ import "sync"
 
 // handOffMin is from what payload on a hand-off, some microseconds, is worth it.
 const handOffMin = 64 << 10
+
+// A submitter has a thread of its own where there are processors enough: else it shares one with the reader for milliseconds, whenever the kernel finds that thread's processor free
+// first, and both do one thing after the other. (On two processors large writes went 1.13 times as fast.)
+
+// threadIdle is for how long a submitter keeps its thread with nothing to do.
+const threadIdle = time.Second
+
+// takeThread says whether one more submitter may have a thread of its own: one for two processors, since each has a reader, and a client.
+func (s *Server) takeThread() bool {
+	if s.threads.Add(1) <= int32(max(1, runtime.GOMAXPROCS(0)/2)) {
+		return true
+	}
+	s.threads.Add(-1)
+	return false
+}
 
 // submitter is started by the first hand-off and lives as long as its connection.
 type submitter struct {
@@ -53,8 +72,32 @@ func (c *Conn) handOff(r *Request, payload uint64) bool {
 
 func (s *submitter) run() {
 	defer close(s.done)
-	for range s.wake {
-		s.series()
+	idle := time.NewTimer(threadIdle)
+	defer idle.Stop()
+	own := false
+	leave := func() {
+		if own {
+			runtime.UnlockOSThread()
+			s.c.srv.threads.Add(-1)
+			own = false
+		}
+	}
+	defer leave()
+	for {
+		select {
+		case _, more := <-s.wake:
+			if !more {
+				return
+			}
+			if !own && s.c.srv.takeThread() {
+				runtime.LockOSThread()
+				own = true
+			}
+			s.series()
+			idle.Reset(threadIdle)
+		case <-idle.C:
+			leave()
+		}
 	}
 }
 

@@ -36,6 +36,7 @@ type Server struct {
 	empty     chan struct{} // closed when draining and nobody is left; nil while running
 
 	relief   relief
+	threads  atomic.Int32         // submitters with one of their own
 	lastRead atomic.Pointer[Conn] // whose reader read last
 	failures failureLog
 }

@@ -157,6 +157,7 @@ func (c *Copy) leaveToFlush() {
 	c.g.mu.Unlock()
 	if f != nil {
 		c.g.s.written(f, n)
+		c.g.s.kickBehind()
 		f.release()
 	}
 }

@@ -20,7 +20,7 @@ func (g *Group) Stage(e *Entry) error {
 	if err := g.admit(e); err != nil {
 		return err
 	}
-	large := e.Kind == KindWrite && len(e.Data) >= g.s.cfg.LargeWriteBytes
+	large := e.Kind == KindWrite && g.s.Large(len(e.Data))
 	for {
 		var err error
 		if large {

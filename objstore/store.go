@@ -265,9 +265,20 @@ func (s *Store) open() error {
 // Identity says whose disk this is.
 func (s *Store) Identity() Identity { return s.id }
 
+// Large says whether a write of n bytes goes to the object's file at once.
+func (s *Store) Large(n int) bool { return n >= s.cfg.LargeWriteBytes }
+
 // Commit has everything staged before the call in the journal's file.
 // Callers share: the one who writes, writes for all.
 func (s *Store) Commit() error {
+	err := s.CommitHere()
+	s.kickBehind()
+	return err
+}
+
+// CommitHere is Commit for a caller that calls WriteBehind soon after it, when
+// it has time: nobody else is woken for that.
+func (s *Store) CommitHere() error {
 	if err := s.Err(); err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -26,7 +27,8 @@ type syncer struct {
 	dirs  map[string]struct{}   // with names that are not durable yet
 	names map[string]struct{}   // those that the round under way syncs
 
-	behind     []*objFile // that the write-behind is to look at; each is held
+	behind     []*objFile  // that the write-behind is to look at; each is held
+	behindDue  atomic.Bool // there are some
 	behindKick chan struct{}
 
 	dirty   int64      // bytes written since the last round took them
@@ -362,16 +364,13 @@ func (s *Store) written(f *objFile, n int64) {
 		f.refs.Add(1)
 		y.files[f] = struct{}{}
 	}
-	behind := false
 	if f.waiting += n; f.waiting >= writeBehindBytes {
-		f.waiting, behind = 0, true
+		f.waiting = 0
 		f.refs.Add(1)
 		y.behind = append(y.behind, f)
+		y.behindDue.Store(true)
 	}
 	y.mu.Unlock()
-	if behind {
-		poke(y.behindKick)
-	}
 	s.addDirty(n)
 }
 
@@ -381,25 +380,42 @@ func (s *Store) written(f *objFile, n int64) {
 // instead of 9; with 256 KiB the same, with 2 MiB a little less.)
 const writeBehindBytes = 1 << 20
 
-// behindLoop is the write-behind goroutine. What fails here, the sync that
-// covers the file says.
+// behindLoop is the write-behind goroutine, for those who may not take the
+// disk's time.
 func (s *Store) behindLoop() {
 	defer s.wg.Done()
-	y := &s.sync
 	for {
 		select {
-		case <-y.behindKick:
+		case <-s.sync.behindKick:
+			s.WriteBehind()
 		case <-s.stop:
 			return
 		}
-		y.mu.Lock()
-		list := y.behind
-		y.behind = nil
-		y.mu.Unlock()
-		for _, f := range list {
-			_ = f.f.StartWriteBack()
-			f.release()
-		}
+	}
+}
+
+func (s *Store) kickBehind() {
+	if s.sync.behindDue.Load() {
+		poke(s.sync.behindKick)
+	}
+}
+
+// WriteBehind has the disk begin with what large writes have put into files,
+// where that is much; the caller finds out no more than that the disk took it.
+// What fails here, the sync that covers the file says.
+func (s *Store) WriteBehind() {
+	y := &s.sync
+	if !y.behindDue.Load() {
+		return
+	}
+	y.mu.Lock()
+	list := y.behind
+	y.behind = nil
+	y.behindDue.Store(false)
+	y.mu.Unlock()
+	for _, f := range list {
+		_ = f.f.StartWriteBack()
+		f.release()
 	}
 }
 

@@ -32,7 +32,7 @@ type Device struct {
 }
 
 // NewDevice makes a Device of a disk, which it closes when it is closed.
-func NewDevice(d *client.Disk) *Device { return &Device{d: d} }
+func NewDevice(d *client.Disk) *Device { return &Device{d: d, b: wire.Batch{Patient: true}} }
 
 // request is what a request of NBD needs on its way.
 type request struct {

@@ -224,6 +224,9 @@ func (g *group) take(en *entry, r *wire.Request, b *wire.Batch) error {
 		g.pump(m, b)
 	}
 	b.Journal(g.store)
+	if g.store.Large(len(en.Data)) {
+		b.Behind(g.store)
+	}
 	b.Finish(g, g.last)
 	return nil
 }

@@ -1,10 +1,19 @@
 package wire
 
+import "slices"
+
 // Flusher is something with queued output: a connection to a peer or an NBD client.
 type Flusher interface{ Flush() }
 
 // Committer is a journal that takes with one write(2) all that was staged. It reports failure to those concerned itself.
 type Committer interface{ Commit() error }
+
+// Behind is a disk that begins early with what large writes gave it. CommitHere is Commit for those who call WriteBehind after it, which has it begin; else others are woken for that.
+type Behind interface {
+	Committer
+	CommitHere() error
+	WriteBehind()
+}
 
 // Finisher goes on with what had to wait for the journals' write: acknowledge, advance the commit point. upTo is the number it was
 // registered with.
@@ -41,7 +50,11 @@ type Completer interface{ Complete(b *Batch) }
 // Batch gathers what a goroutine's current handful of frames or requests asks for, so that all of it costs one write to each
 // journal and one to each peer. One goroutine owns a Batch.
 type Batch struct {
+	// Patient: the owner serves nobody but the one who asked, and has a moment for the disk when that is answered. Set before its first use.
+	Patient bool
+
 	journals  []Committer
+	behind    []Behind
 	finishers []finish
 	done      []Completer
 	syncs     []syncing
@@ -59,6 +72,13 @@ func (b *Batch) Journal(c Committer) {
 		}
 	}
 	b.journals = append(b.journals, c)
+}
+
+// Behind has the disk begin with a large write that was staged, by the owner if that is patient, when all else is done.
+func (b *Batch) Behind(w Behind) {
+	if b.Patient && !slices.Contains(b.behind, w) {
+		b.behind = append(b.behind, w)
+	}
 }
 
 // Finish has f called with upTo after the journals' write.
@@ -124,7 +144,7 @@ func (b *Batch) settle() (last syncing) {
 		if len(b.journals) > 0 {
 			b.flush()
 			for i, c := range b.journals {
-				c.Commit() // its groups see the error in Finish
+				b.commit(c)
 				b.journals[i] = nil
 			}
 			b.journals = b.journals[:0]
@@ -149,7 +169,23 @@ func (b *Batch) settle() (last syncing) {
 	}
 	b.syncs = b.syncs[:0]
 	b.flush()
+	for i, c := range b.behind {
+		c.WriteBehind()
+		b.behind[i] = nil
+	}
+	b.behind = b.behind[:0]
 	return last
+}
+
+// commit has a journal written, whose groups see an error in Finish.
+func (b *Batch) commit(c Committer) {
+	for _, w := range b.behind {
+		if w == c {
+			w.CommitHere()
+			return
+		}
+	}
+	c.Commit()
 }
 
 func (b *Batch) flush() {

@@ -21,7 +21,12 @@ func (a asked) SyncHere(list []Synced) {
 }
 func (a asked) Here() bool    { return a.name != "busy" }
 func (a asked) Commit() error { *a.what = append(*a.what, "commit "+a.name); return nil }
-func (a asked) Flush()        { *a.what = append(*a.what, "flush "+a.name) }
+func (a asked) CommitHere() error {
+	*a.what = append(*a.what, "commit here "+a.name)
+	return nil
+}
+func (a asked) WriteBehind() { *a.what = append(*a.what, "behind "+a.name) }
+func (a asked) Flush()       { *a.what = append(*a.what, "flush "+a.name) }
 
 type told int
 
@@ -53,6 +58,31 @@ func TestBatchAsksADiskOnce(t *testing.T) {
 	what = nil
 	if b.End(); len(what) > 0 {
 		t.Fatalf("the next batch did %q", what)
+	}
+}
+
+// A patient owner has a disk begin with large writes when all else is done; for others the disk sees to that.
+func TestBatchBehind(t *testing.T) {
+	for _, patient := range []bool{true, false} {
+		var what []string
+		a, z := asked{&what, "a", nil}, asked{&what, "z", nil}
+		b := Batch{Patient: patient}
+		for range 2 {
+			what = nil
+			b.Journal(a)
+			b.Behind(a)
+			b.Journal(z)
+			b.Behind(a)
+			b.Flush(z)
+			b.End()
+			want := []string{"flush z", "commit here a", "commit z", "behind a"}
+			if !patient {
+				want = []string{"flush z", "commit a", "commit z"}
+			}
+			if !slices.Equal(what, want) {
+				t.Fatalf("patient %v: did %q, want %q", patient, what, want)
+			}
+		}
 	}
 }
 
