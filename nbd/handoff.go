@@ -28,6 +28,9 @@ func (s *Server) takeThread() bool {
 	return false
 }
 
+// submitBytes ends a submitter's batch: what it moved is not looked at again, as replies to reads are (pushBytes), and each batch costs a write of the journal.
+const submitBytes = 512 << 10
+
 // submitter is started by the first hand-off and lives as long as its connection.
 type submitter struct {
 	c    *Conn
@@ -116,7 +119,7 @@ func (s *submitter) series() {
 		s.mu.Unlock()
 		switch {
 		case r == nil:
-			gathered = pushBytes
+			gathered = submitBytes
 		case c.broken.Load():
 			r.Queue(c.deathCause()) // it must not begin: the client may have sent it again elsewhere
 			continue
@@ -125,7 +128,7 @@ func (s *submitter) series() {
 			pushing = true
 			c.dev.Submit(r)
 		}
-		if gathered >= pushBytes {
+		if gathered >= submitBytes {
 			c.dev.Push()
 			c.sendQueued()
 			gathered, pushing = 0, false
