@@ -49,7 +49,8 @@
 //
 //	reader     one for each connection, from accept to the end; also runs the handshake. One that is relieved ends when what it waits for is there
 //	writer     at most one for each connection, from the first time that its socket was full, until the connection ends
-//	submitter  at most one for each connection, from the first large write with more behind it, until the connection ends
+//	submitter  at most one for each connection, from the first large write with more behind it, until the connection ends; one for two
+//	           processors has a thread of its own, until it has had nothing to do for a second
 //
 //	relief     one for a server while readers wait for its Devices from time to time: looks each 5 ms whether one has to be relieved
 //
