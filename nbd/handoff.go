@@ -21,11 +21,15 @@ const threadIdle = time.Second
 
 // takeThread says whether one more submitter may have a thread of its own: one for two processors, since each has a reader, and a client.
 func (s *Server) takeThread() bool {
-	if s.threads.Add(1) <= int32(max(1, runtime.GOMAXPROCS(0)/2)) {
-		return true
+	for bound := int32(max(1, runtime.GOMAXPROCS(0)/2)); ; {
+		n := s.threads.Load()
+		if n >= bound {
+			return false
+		}
+		if s.threads.CompareAndSwap(n, n+1) {
+			return true
+		}
 	}
-	s.threads.Add(-1)
-	return false
 }
 
 // submitBytes ends a submitter's batch: what it moved is not looked at again, as replies to reads are (pushBytes), and each batch costs a write of the journal.

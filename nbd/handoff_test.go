@@ -3,6 +3,7 @@ package nbd
 import (
 	"encoding/binary"
 	"math/rand/v2"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -103,6 +104,41 @@ func TestHandOff(t *testing.T) {
 	}
 	if sum.Load() != sent {
 		t.Errorf("payloads add up to %d, sent %d", sum.Load(), sent)
+	}
+}
+
+// TestSubmittersThreads: of many submitters as many have a thread of their own as there should be, and none is kept by those who have left.
+func TestSubmittersThreads(t *testing.T) {
+	r := newRig(t, &fakeBackend{info: allCan(1 << 30)})
+	bound := int32(max(1, runtime.GOMAXPROCS(0)/2))
+	var most atomic.Int32
+	for range 2 {
+		var wg sync.WaitGroup
+		for range bound + 2 {
+			w := r.ready(t, "x", simpleReplies)
+			wg.Go(func() {
+				const n = 64
+				one := append(request(cmdWrite, 0, 1, 0, 128<<10), make([]byte, 128<<10)...)
+				go func() {
+					for range n {
+						w.nc.Write(one)
+					}
+				}()
+				for range n {
+					w.recv(simpleReplySize)
+					if k := r.srv.threads.Load(); k > most.Load() {
+						most.Store(k)
+					}
+				}
+				w.send(request(cmdDisc, 0, 1, 0, 0))
+				w.closed()
+			})
+		}
+		wg.Wait()
+		within(t, "the threads to be given back", func() bool { return r.srv.threads.Load() == 0 })
+	}
+	if k := most.Load(); k == 0 || k > bound {
+		t.Errorf("%d submitters had a thread of their own, want 1 to %d", k, bound)
 	}
 }
 
