@@ -3,21 +3,27 @@ package objstore
 import (
 	"errors"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // TestWriteBehind: the disk begins with large writes while nobody has asked for a sync, and a
 // write-back that fails so is told by the sync that covers the write (rule 8). Who commits with CommitHere
 // does it himself.
 func TestWriteBehind(t *testing.T) {
-	for i, fails := range []error{nil, syscall.EIO, syscall.ENOSYS, nil, syscall.EIO} {
+	for i, fails := range []error{nil, syscall.EIO, syscall.ENOSYS, nil, syscall.EIO, nil} {
 		here := i > 2
 		sim, _, s := simStore(t, nil)
 		begun := make(chan string, 1)
+		var hold atomic.Pointer[chan struct{}]
 		sim.Before = func(op, name string) error {
 			if op != "writebehind" {
 				return nil
+			}
+			if c := hold.Load(); c != nil {
+				<-*c
 			}
 			select {
 			case begun <- name:
@@ -34,10 +40,30 @@ func TestWriteBehind(t *testing.T) {
 			t.Fatal(err)
 		}
 		if here {
-			s.WriteBehind()
-			if len(begun) == 0 {
-				t.Error("the write-back was left to another goroutine")
+			if slow := i == 5; slow {
+				s.sync.mu.Lock()
+				s.sync.began = time.Now().Add(-2 * slowRound)
+				s.sync.mu.Unlock()
 			}
+			goOn := make(chan struct{})
+			hold.Store(&goOn)
+			left := make(chan struct{})
+			go func() {
+				s.WriteBehind()
+				close(left)
+			}()
+			if i == 5 {
+				<-left // not held by a disk that takes nothing, while a sync is slow
+				close(goOn)
+			} else {
+				close(goOn)
+				if <-left; len(begun) == 0 {
+					t.Error("the write-back was left to another goroutine")
+				}
+			}
+			s.sync.mu.Lock()
+			s.sync.began = time.Time{}
+			s.sync.mu.Unlock()
 		} else if err := s.Commit(); err != nil {
 			t.Fatal(err)
 		}

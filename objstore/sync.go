@@ -21,6 +21,7 @@ type syncer struct {
 	wanted  bool          // a round is, though nobody may wait for it
 	held    bool          // somebody has the role: who comes now is in his next round
 	idle    int           // goroutines that wait for the role; at most one stays
+	began   time.Time     // the round under way; zero: there is none
 	took    time.Duration // rounds, a moving mean
 
 	files map[*objFile]struct{} // written since the last round took them; each is held
@@ -173,11 +174,12 @@ func (s *Store) makeRound() {
 	y.mu.Lock()
 	y.running, y.waiting, y.spare = y.waiting, y.spare, nil
 	y.wanted = false
+	y.began = time.Now()
 	y.mu.Unlock()
-	start := time.Now()
 	err := s.syncNow()
-	took := time.Since(start)
 	y.mu.Lock()
+	took := time.Since(y.began)
+	y.began = time.Time{}
 	list := y.running // nil: the disk ended, and they have been told
 	y.running = nil
 	y.took += (took - y.took) / 8
@@ -387,7 +389,7 @@ func (s *Store) behindLoop() {
 	for {
 		select {
 		case <-s.sync.behindKick:
-			s.WriteBehind()
+			s.startWriteBack()
 		case <-s.stop:
 			return
 		}
@@ -402,13 +404,39 @@ func (s *Store) kickBehind() {
 
 // WriteBehind has the disk begin with what large writes have put into files,
 // where that is much; the caller finds out no more than that the disk took it.
-// What fails here, the sync that covers the file says.
+// While a sync takes long it leaves that to behindLoop: a disk that hangs takes
+// no more at some point, and would keep the caller.
 func (s *Store) WriteBehind() {
 	y := &s.sync
 	if !y.behindDue.Load() {
 		return
 	}
 	y.mu.Lock()
+	slow := !y.began.IsZero() && time.Since(y.began) > slowRound
+	y.mu.Unlock()
+	if slow {
+		s.kickBehind()
+		return
+	}
+	s.startWriteBack()
+}
+
+// slowRound is from when on a round that is under way is taken for one of a
+// disk that may hang. Until then it has been given little: a round begins at
+// half of what may be dirty.
+const slowRound = time.Second
+
+// startWriteBack takes the list, and Close waits for it. What fails here, the
+// sync that covers the file says.
+func (s *Store) startWriteBack() {
+	y := &s.sync
+	y.mu.Lock()
+	if s.Err() != nil {
+		y.mu.Unlock()
+		return
+	}
+	s.wg.Add(1)
+	defer s.wg.Done()
 	list := y.behind
 	y.behind = nil
 	y.behindDue.Store(false)
