@@ -182,11 +182,11 @@ func serveDevice(ctx context.Context, o *options, log *slog.Logger) error {
 	}
 	changed, cancel := disks.watcher.Subscribe()
 	defer cancel()
-	return a.Run(ctx, sizes(ctx, disks.watcher.Map, changed, o.target))
+	return a.Run(ctx, sizes(ctx, disks.watcher.Map, changed, o.target, a.Size()))
 }
 
-// sizes tells when the VDI has another size.
-func sizes(ctx context.Context, newest func() *state.Map, changed <-chan struct{}, target string) <-chan struct{} {
+// sizes tells when the VDI has another size than last.
+func sizes(ctx context.Context, newest func() *state.Map, changed <-chan struct{}, target string, last uint64) <-chan struct{} {
 	resized := make(chan struct{}, 1)
 	size := func() uint64 {
 		name, snap := vdi.SplitName(target)
@@ -197,19 +197,18 @@ func sizes(ctx context.Context, newest func() *state.Map, changed <-chan struct{
 		return v.Size
 	}
 	go func() {
-		last := size()
 		for {
-			select {
-			case <-changed:
-			case <-ctx.Done():
-				return
-			}
 			if now := size(); now != 0 && now != last {
 				last = now
 				select {
 				case resized <- struct{}{}:
 				default:
 				}
+			}
+			select {
+			case <-changed:
+			case <-ctx.Done():
+				return
 			}
 		}
 	}()

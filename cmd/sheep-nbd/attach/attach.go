@@ -86,8 +86,8 @@ func (c *Config) complete() error {
 //
 //	Attach ─► attached ─► Run ─┬─ a connection ended ─► join again ─► attached
 //	                           ├─ the disk has another size ─► renew ─► attached
-//	                           ├─ somebody detached it ─► end
-//	                           └─ told to stop ─► used: leave it attached; not used: detach ─► end
+//	                           ├─ somebody detached it ─► quiet ─► end
+//	                           └─ told to stop ─► used: leave it attached; not used: detach ─► quiet ─► end
 type Attachment struct {
 	cfg     Config
 	kernel  Kernel
@@ -96,7 +96,8 @@ type Attachment struct {
 	view    *view
 	lock    *holder
 	index   int
-	export  Export          // as the kernel has it
+	export  Export          // as the newest connection found it
+	size    uint64          // of the export, as all connections in service and the kernel have it
 	conns   []*net.UnixConn // the server's halves
 
 	lastJoin time.Time
@@ -185,6 +186,9 @@ func Attach(ctx context.Context, k Kernel, server *nbd.Server, w *Watched, cfg C
 // Index is the device's number.
 func (a *Attachment) Index() int { return a.index }
 
+// Size is how many bytes the disk had when the device was attached, or joined.
+func (a *Attachment) Size() uint64 { return a.size }
+
 // Release lets another process serve the device. It comes after Run.
 func (a *Attachment) Release() {
 	if a.lock != nil {
@@ -248,6 +252,7 @@ func (a *Attachment) connect() error {
 	if a.cfg.Connections > 1 && a.export.Flags&flagMultiConn == 0 {
 		return fmt.Errorf("%d connections: this export allows one", a.cfg.Connections)
 	}
+	a.size = a.export.Size
 	index, err := a.kernel.Connect(a.index, a.request(socks))
 	if err != nil {
 		return fmt.Errorf("attach %s: %w", a.name(), err)
@@ -347,9 +352,20 @@ func (a *Attachment) bring(n int) error {
 		return errDetached
 	}
 	socks, err := a.dial(n)
+	if err == nil && n < a.cfg.Connections && a.export.Size != a.size { // the others do not know it
+		closeFiles(socks)
+		if err := a.resize(); err != nil {
+			return err
+		}
+		n = a.cfg.Connections
+		socks, err = a.dial(n)
+	}
 	defer closeFiles(socks)
 	if err != nil {
 		return err
+	}
+	if n == a.cfg.Connections {
+		a.size = a.export.Size
 	}
 	err = a.kernel.Reconfigure(a.index, a.request(socks))
 	if errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.ENOENT) {
@@ -377,7 +393,7 @@ func (a *Attachment) Run(ctx context.Context, resized <-chan struct{}) error {
 		switch {
 		case errors.Is(err, errDetached):
 			a.cfg.Logger.Info("detached by another", "device", DeviceName(a.index))
-			return nil
+			return a.quiet()
 		case err != nil && ctx.Err() == nil:
 			return err
 		}
@@ -398,28 +414,47 @@ func (a *Attachment) calm(ctx context.Context) {
 	a.lastJoin = time.Now()
 }
 
-// renew brings connections that know the disk's size of now, and tells the kernel. A request is never sent to where it does not fit: a disk
-// that shrinks does so for the kernel first, one that grows for the connections first.
+// renew brings connections that know the disk's size of now, and tells the kernel.
 func (a *Attachment) renew(ctx context.Context) error {
-	old := a.export.Size
-	probe, err := a.dial(1)
-	closeFiles(probe)
-	if err != nil || a.export.Size == old {
-		return nil // the next connection will see
-	}
-	a.cfg.Logger.Info("the disk has a new size", "device", DeviceName(a.index), "old", old, "new", a.export.Size)
-	if a.export.Size < old {
-		if err := a.kernel.Reconfigure(a.index, a.request(nil)); err != nil {
-			return fmt.Errorf("resize %s: %w", DeviceName(a.index), err)
+	for wait := retryFirst; ; wait = min(2*wait, retryMost) {
+		probe, err := a.dial(1)
+		closeFiles(probe)
+		if err == nil {
+			break
+		}
+		if _, attached := a.view.look(a.index); !attached {
+			return errDetached
+		}
+		a.cfg.Logger.Warn("the disk may have a new size, but does not open", "device", DeviceName(a.index), "err", err)
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return nil
 		}
 	}
-	if err := a.quiet(); err != nil {
+	if a.export.Size == a.size {
+		return nil
+	}
+	if err := a.resize(); err != nil {
 		return err
 	}
 	return a.join(ctx)
 }
 
-// quiet ends all connections without an error for anybody: nothing more is taken in, what was taken is answered. The kernel keeps the rest.
+// resize ends all connections, since the disk has not the size any more that they know. A request is never sent to where it does not fit: a
+// disk that shrinks does so for the kernel first, one that grows for the connections first.
+func (a *Attachment) resize() error {
+	a.cfg.Logger.Info("the disk has a new size", "device", DeviceName(a.index), "old", a.size, "new", a.export.Size)
+	if a.export.Size < a.size {
+		if err := a.kernel.Reconfigure(a.index, a.request(nil)); err != nil {
+			return fmt.Errorf("resize %s: %w", DeviceName(a.index), err)
+		}
+	}
+	return a.quiet()
+}
+
+// quiet ends all connections without an error for anybody: nothing more is taken in, what was taken is answered, the disk is closed. The kernel
+// keeps the rest.
 func (a *Attachment) quiet() error {
 	a.prune()
 	for _, c := range a.conns {
@@ -430,7 +465,7 @@ func (a *Attachment) quiet() error {
 		select {
 		case <-a.exports.ended:
 		case <-late:
-			return fmt.Errorf("%s: requests under way were not answered within %v; the kernel will send them again", DeviceName(a.index), leaveTimeout)
+			return fmt.Errorf("%s: requests under way were not answered, or the disk not closed, within %v", DeviceName(a.index), leaveTimeout)
 		}
 	}
 	return nil
@@ -443,7 +478,7 @@ func (a *Attachment) leave() error {
 		if err := a.kernel.Disconnect(a.index); err != nil {
 			return fmt.Errorf("detach %s: %w", DeviceName(a.index), err)
 		}
-		return nil
+		return a.quiet() // who attaches it next finds the disk free
 	}
 	a.cfg.Logger.Warn("the device stays attached, because it is in use; its users wait until sheep-nbd -c is started again, or sheep-nbd -d detaches it",
 		"device", DeviceName(a.index), "used-by", by, "wait", a.cfg.DeadTimeout)

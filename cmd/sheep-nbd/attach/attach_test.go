@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -371,21 +372,134 @@ func TestUnused(t *testing.T) {
 	}
 }
 
-// growing is a backend whose disk gets another size.
+// slow is a backend whose disks take a while to close, as one does that flushes and gives its session back.
+type slow struct {
+	*nbd.MemBackend
+	open    atomic.Int32
+	closing chan struct{} // closed: they may
+}
+
+type slowDevice struct {
+	nbd.Device
+	b *slow
+}
+
+func (b *slow) Open(ctx context.Context, name string) (nbd.Device, nbd.ExportInfo, error) {
+	d, info, err := b.MemBackend.Open(ctx, name)
+	b.open.Add(1)
+	return &slowDevice{d, b}, info, err
+}
+
+func (d *slowDevice) Close() error {
+	<-d.b.closing
+	d.b.open.Add(-1)
+	return d.Device.Close()
+}
+
+// TestDiskIsClosedAtTheEnd: who attaches the device next must find the disk free.
+func TestDiskIsClosedAtTheEnd(t *testing.T) {
+	for _, how := range []string{"told to stop", "detached by another"} {
+		t.Run(how, func(t *testing.T) {
+			k := newFakeKernel(t)
+			b := &slow{MemBackend: nbd.NewMemBackend(), closing: make(chan struct{})}
+			b.Add(nbd.ExportInfo{Size: 1 << 20, MultiConn: true})
+			cfg := k.config(0)
+			cfg.inUse = func(int) (string, bool) { return "", false }
+			s := serve(t, k, b, cfg, nil)
+			if how == "told to stop" {
+				s.stop()
+			} else if err := k.Disconnect(0); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "it is detached", func() bool { return !k.attached(0) })
+			select {
+			case <-s.ended:
+				t.Error("it ended with disks open")
+			case <-time.After(50 * time.Millisecond): // long enough for a wrong end to be seen now and then; a right one waits
+			}
+			close(b.closing)
+			s.wait(t)
+			if n := b.open.Load(); n != 0 {
+				t.Errorf("%d disks are open at the end", n)
+			}
+		})
+	}
+}
+
+// growing is a backend whose disk gets another size, and sometimes does not open.
 type growing struct {
 	*nbd.MemBackend
-	mu   sync.Mutex
-	size uint64
+	mu    sync.Mutex
+	size  uint64
+	fails int // so many times
 }
 
 func (g *growing) set(size uint64) { g.mu.Lock(); g.size = size; g.mu.Unlock() }
 
 func (g *growing) Open(ctx context.Context, name string) (nbd.Device, nbd.ExportInfo, error) {
-	d, info, err := g.MemBackend.Open(ctx, name)
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if g.fails > 0 {
+		g.fails--
+		return nil, nbd.ExportInfo{}, errors.New("no node answers")
+	}
+	d, info, err := g.MemBackend.Open(ctx, name)
 	info.Size = g.size
-	return d, info, err
+	return &sizedDevice{d, g.size}, info, err
+}
+
+// sizedDevice refuses what is past the end of the disk that it was opened as.
+type sizedDevice struct {
+	nbd.Device
+	size uint64
+}
+
+func (d *sizedDevice) Submit(r *nbd.Request) {
+	if r.Offset+r.Length > d.size {
+		r.Queue(syscall.ENOSPC)
+		return
+	}
+	d.Device.Submit(r)
+}
+
+// TestResizeMeetsDeadConnection: one that is brought in place of a dead one finds the new size first. The others, which do not know it, must go
+// before the kernel hears of it.
+func TestResizeMeetsDeadConnection(t *testing.T) {
+	k := newFakeKernel(t)
+	mem := nbd.NewMemBackend()
+	mem.Add(nbd.ExportInfo{Size: 1 << 20, MultiConn: true})
+	g := &growing{MemBackend: mem, size: 1 << 18}
+	s := serve(t, k, g, k.config(0), nil)
+	for _, size := range []uint64{1 << 20, 1 << 19} {
+		g.set(size)
+		k.mu.Lock()
+		one := k.devices[0].slots[1]
+		k.mu.Unlock()
+		k.kill(one)
+		eventually(t, "the kernel knows the new size", func() bool { d, _ := s.a.view.look(0); return d.Size == size })
+		for range 3 {
+			if err := k.write(0, size-4096, make([]byte, 4096)); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	s.end(t)
+}
+
+// TestResizeWhileNothingOpens: it is not forgotten.
+func TestResizeWhileNothingOpens(t *testing.T) {
+	k := newFakeKernel(t)
+	mem := nbd.NewMemBackend()
+	mem.Add(nbd.ExportInfo{Size: 1 << 20, MultiConn: true})
+	g := &growing{MemBackend: mem, size: 1 << 19}
+	resized := make(chan struct{}, 1)
+	s := serve(t, k, g, k.config(0), resized)
+	g.mu.Lock()
+	g.size, g.fails = 1<<20, 3
+	g.mu.Unlock()
+	resized <- struct{}{}
+	eventually(t, "the kernel knows the new size", func() bool { d, _ := s.a.view.look(0); return d.Size == 1<<20 })
+	s.end(t)
 }
 
 func TestResize(t *testing.T) {
