@@ -50,6 +50,10 @@ type Config struct {
 	// Observe, if set, is told of each answered request: NBD error code 0 for success, and the time from its arrival until
 	// its reply was written. It is called from many goroutines and must be fast.
 	Observe func(op Op, length uint64, took time.Duration, code uint32)
+
+	// Quiet, if set, says whether the process has been asked for nothing by others than its NBD clients since the last call: a reader spins for its
+	// client (see the package's doc) only where nobody else waits for a processor. Connections call it at the same time.
+	Quiet func() bool
 }
 
 // complete fills in defaults and refuses what makes no sense.

@@ -47,6 +47,7 @@ type Conn struct {
 	pushing    bool   // something was submitted since the last Push
 	durably    bool   // a flush or FUA was
 	calm       int    // how many of those since something else came
+	spin       spinner
 	submitter  *submitter
 	stalled    bool // a deadline runs for the rest of a request
 	sinceStall int  // bytes that came since it was set

@@ -28,6 +28,8 @@
 // Where a client waits for one request and the Device for a disk, the reader waits itself, if the Device is a [Waiter] and nobody else has asked for anything for a while;
 // should that take long, another goroutine becomes the reader (relief.go).
 //
+// Where a client has all its answers, the reader looks at the socket a few times more before it sleeps, if that succeeded lately and nobody else asked for anything (spin.go).
+//
 // Whoever answers while nobody sends becomes the sender, and takes along what others queue meanwhile. A sender never waits for
 // the socket: when it is full, the connection's writer goroutine takes over, so that a client that doesn't read holds up
 // nobody but itself.

@@ -49,6 +49,7 @@ func newRig(t testing.TB, b Backend, change ...func(*Config)) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
+	srv.spinners.calm = 0 // readers spin wherever they may
 	if w, ok := b.(*waitingBackend); ok {
 		srv.relief.calm = w.calm
 	}

@@ -63,7 +63,7 @@ func (c *Conn) fill(n int) error {
 // readMore ends the batch, so that what has arrived is answered, and reads.
 func (c *Conn) readMore() error {
 	c.endBatch()
-	n, err := c.tr.read(&c.in)
+	n, err := c.await()
 	if err != nil {
 		return c.readFailed(err)
 	}
@@ -73,6 +73,7 @@ func (c *Conn) readMore() error {
 	if last := &c.srv.lastRead; last.Load() != c {
 		last.Store(c)
 		c.calm = 0
+		c.spin.disturbed(c.srv.spinners.calm)
 	}
 	c.sinceStall += n
 	k := c.in.filled(n)

@@ -36,6 +36,7 @@ type Server struct {
 	empty     chan struct{} // closed when draining and nobody is left; nil while running
 
 	relief   relief
+	spinners *spinners
 	threads  atomic.Int32         // submitters with one of their own
 	lastRead atomic.Pointer[Conn] // whose reader read last
 	failures failureLog
@@ -60,7 +61,7 @@ func NewServer(cfg Config, b Backend) (*Server, error) {
 	s := &Server{
 		cfg: cfg, backend: b, log: cfg.Logger, budget: newBudget(cfg.MaxBytes),
 		listeners: make(map[net.Listener]struct{}), sessions: make(map[*Conn]struct{}),
-		relief: relief{calm: calmFlushes},
+		relief: relief{calm: calmFlushes}, spinners: newSpinners(),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s, nil

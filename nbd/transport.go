@@ -22,6 +22,8 @@ type intake interface {
 type transport interface {
 	// read takes what has arrived with one system call, waiting for the first byte.
 	read(in intake) (int, error)
+	// tryRead is read that says errAgain instead of waiting, after it has looked for a while.
+	tryRead(in intake, while time.Duration) (int, error)
 	// tryWrite writes what it can without waiting; errAgain if that is nothing.
 	tryWrite(bufs [][]byte) (int, error)
 	// write waits until at least something is written.
@@ -62,6 +64,8 @@ func (t *plainTransport) read(in intake) (int, error) {
 	}
 	return 0, err
 }
+
+func (t *plainTransport) tryRead(intake, time.Duration) (int, error) { return 0, errAgain }
 
 func (t *plainTransport) tryWrite([][]byte) (int, error) { return 0, errAgain }
 

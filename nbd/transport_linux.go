@@ -36,11 +36,12 @@ type socketTransport struct {
 	nc net.Conn
 	rc syscall.RawConn
 
-	onRead func(fd uintptr) bool // the reader's
-	in     intake
-	riov   [2]unix.Iovec
-	rn     int
-	rerr   error
+	onRead, onTryRead func(fd uintptr) bool // the reader's
+	in                intake
+	while             time.Duration
+	riov              [2]unix.Iovec
+	rn                int
+	rerr              error
 
 	onTry, onWrite func(fd uintptr) bool // the writer's, whoever it is
 	onAsk          func(fd uintptr)
@@ -52,7 +53,7 @@ type socketTransport struct {
 
 func newSocketTransport(nc net.Conn, rc syscall.RawConn) *socketTransport {
 	t := &socketTransport{nc: nc, rc: rc}
-	t.onRead = t.readable
+	t.onRead, t.onTryRead = t.readable, t.tryReadable
 	t.onTry = func(fd uintptr) bool { t.writev(fd); return true }
 	t.onWrite = func(fd uintptr) bool { t.writev(fd); return t.werr != errAgain }
 	t.onAsk = func(fd uintptr) {
@@ -70,6 +71,14 @@ func (t *socketTransport) read(in intake) (int, error) {
 	return t.rn, t.rerr
 }
 
+func (t *socketTransport) tryRead(in intake, while time.Duration) (int, error) {
+	t.in, t.rn, t.rerr, t.while = in, 0, nil, while
+	if err := t.rc.Read(t.onTryRead); err != nil {
+		return 0, err
+	}
+	return t.rn, t.rerr
+}
+
 // The descriptor never blocks, so its calls are raw: the scheduler need not know of them. (It would take the processor away from
 // a goroutine that copies 128 KiB for longer than 20 µs.)
 
@@ -77,8 +86,35 @@ func (t *socketTransport) read(in intake) (int, error) {
 // with anything else to do it cost a third of the speed of large writes and more, because the kernel takes the rest of the time slice.
 
 func (t *socketTransport) readable(fd uintptr) bool {
+	if t.readv(fd); t.rerr == errAgain {
+		t.in.idle()
+		return false
+	}
+	return true
+}
+
+func (t *socketTransport) tryReadable(fd uintptr) bool {
+	if t.while == 0 {
+		t.readv(fd)
+		return true
+	}
+	next := spinLook
+	for start := time.Now(); ; {
+		d := time.Since(start)
+		if d < next {
+			continue
+		}
+		if t.readv(fd); t.rerr != errAgain || d >= t.while {
+			return true
+		}
+		next = d + spinLook
+	}
+}
+
+// readv reads once.
+func (t *socketTransport) readv(fd uintptr) {
+	a, b := t.in.space()
 	for {
-		a, b := t.in.space()
 		var n uintptr
 		var errno syscall.Errno
 		if len(b) == 0 {
@@ -93,16 +129,15 @@ func (t *socketTransport) readable(fd uintptr) bool {
 		case errno == unix.EINTR:
 			continue
 		case errno == unix.EAGAIN:
-			t.in.idle()
-			return false
+			t.rerr = errAgain
 		case errno != 0:
 			t.rerr = os.NewSyscallError("read", errno)
 		case n == 0:
 			t.rerr = io.EOF
 		default:
-			t.rn = int(n)
+			t.rn, t.rerr = int(n), nil
 		}
-		return true
+		return
 	}
 }
 

@@ -150,7 +150,8 @@ func (d disk) SyncHere(list []wire.Synced) { d.store.SyncHere(func(err error) { 
 // up to 10 ms later. So it is for nodes that serve nobody now but a client of their own.
 type calm struct {
 	flushes   atomic.Int64
-	disturbed atomic.Bool
+	disturbed atomic.Bool // since the last flush
+	asked     atomic.Bool // since the last look of Quiet
 }
 
 // calmFlushes is from how many on it is calm: some 15 ms of a client that writes and flushes in turn.
@@ -159,6 +160,9 @@ const calmFlushes = 64
 func (c *calm) disturb() {
 	if !c.disturbed.Load() { // written once a flush, however many frames come
 		c.disturbed.Store(true)
+	}
+	if !c.asked.Load() {
+		c.asked.Store(true)
 	}
 }
 
@@ -172,6 +176,9 @@ func (c *calm) flush() {
 }
 
 func (c *calm) enough() bool { return c.flushes.Load() > calmFlushes && !c.disturbed.Load() }
+
+// Quiet says whether no peer has sent anything, but for pings, since it was called last.
+func (e *Engine) Quiet() bool { return !e.calm.asked.Load() || !e.calm.asked.Swap(false) }
 
 func synced(list []wire.Synced, err error) {
 	var b wire.Batch

@@ -55,7 +55,7 @@ func startNode(ctx context.Context, o *nodeOptions, log *slog.Logger) (*runningN
 	}
 	n.gateway = newGateway(n.node, o, log)
 	requests := newRequestCounters()
-	n.nbd, err = newNBDServers(o, o.nbdConfig(log, requests), n.gateway)
+	n.nbd, err = newNBDServers(o, o.nbdConfig(log, requests, n.node.Engine().Quiet), n.gateway)
 	if err != nil {
 		closeAll(listeners)
 		return nil, errors.Join(err, n.node.Stop(ctx))
@@ -154,8 +154,8 @@ func (o *nodeOptions) config(log *slog.Logger) node.Config {
 }
 
 // nbdConfig is what package nbd is told.
-func (o *nodeOptions) nbdConfig(log *slog.Logger, requests requestCounters) nbd.Config {
-	cfg := nbd.Config{Logger: log, Observe: requests.observe, QuietDrain: true}
+func (o *nodeOptions) nbdConfig(log *slog.Logger, requests requestCounters, quiet func() bool) nbd.Config {
+	cfg := nbd.Config{Logger: log, Observe: requests.observe, Quiet: quiet, QuietDrain: true}
 	if o.small {
 		cfg.MaxBytes = 256 << 20
 	}
