@@ -38,7 +38,7 @@ func (c *Conn) readRequests() error {
 			return c.deathCause() // what was read and not begun must not begin: the client may have sent it again elsewhere
 		}
 		h := parseHeader(c.in.next(size), c.terms.mode)
-		c.in.within, c.in.large = true, false
+		c.in.within, c.in.large, c.spin.parts = true, false, 0
 		if err := c.request(&h); err != nil {
 			return err
 		}

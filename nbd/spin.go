@@ -16,6 +16,7 @@ const (
 	spinLook  = 4 * time.Microsecond  // between looks: what a client with many requests under way sends meanwhile is taken together
 	spinCalm  = 4096                  // how many sleeps go by without a try after somebody else asked for something: some 100 ms
 	spinHits  = 16                    // in a row, for a miss to be forgiven
+	spinParts = 16                    // within one request: a client that sends it byte by byte must meet the deadline that a sleep sets
 	spinSkips = 1023                  // how many sleeps go by at most until it is tried again
 
 	// The thread that waits for the network in Go's scheduler is replaced by no other when it gets something to do, for up to 10 ms. A reader that spins
@@ -30,6 +31,7 @@ type spinner struct {
 	skip  int // how many sleeps don't try first
 	lapse int // how many did not after the last miss
 	alone int // hits since the reader slept
+	parts int // reads since a request began
 }
 
 // wants says whether to try, once for each sleep that may be spared.
@@ -68,7 +70,9 @@ type spinners struct {
 	now  atomic.Int32
 }
 
-func newSpinners() *spinners { return &spinners{most: int32(runtime.GOMAXPROCS(0) / 2), calm: spinCalm} }
+func newSpinners() *spinners {
+	return &spinners{most: int32(runtime.GOMAXPROCS(0) / 2), calm: spinCalm}
+}
 
 func (s *spinners) enter() bool {
 	if s.now.Add(1) <= s.most {
@@ -87,7 +91,7 @@ func (c *Conn) await() (int, error) {
 		return n, err
 	}
 	s := &c.spin
-	if s.wants() && c.answeredAll() && c.srv.spinners.enter() {
+	if s.parts++; s.parts <= spinParts && s.wants() && c.answeredAll() && c.srv.spinners.enter() {
 		n, err = c.tr.tryRead(&c.in, spinTime)
 		c.srv.spinners.leave()
 		if err != errAgain {

@@ -82,7 +82,7 @@ func (t *socketTransport) tryRead(in intake, while time.Duration) (int, error) {
 // The descriptor never blocks, so its calls are raw: the scheduler need not know of them. (It would take the processor away from
 // a goroutine that copies 128 KiB for longer than 20 µs.)
 
-// Where nothing is there the reader sleeps, also in the middle of a payload. To yield (sched_yield) until more comes was tried: on two cores
+// Where nothing is there the reader sleeps, if it is not one that looks a few times more (spin.go). To yield (sched_yield) until more comes was tried: on two cores
 // with anything else to do it cost a third of the speed of large writes and more, because the kernel takes the rest of the time slice.
 
 func (t *socketTransport) readable(fd uintptr) bool {

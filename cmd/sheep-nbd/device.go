@@ -143,7 +143,7 @@ func backendName(m *state.Map, o *options) string {
 }
 
 // serveDevice attaches the VDI and serves the device until it is detached, or a signal ends it.
-func serveDevice(ctx context.Context, o *options, log *slog.Logger) error {
+func serveDevice(ctx context.Context, o *options, log *slog.Logger) (err error) {
 	time.Local = time.UTC // /etc/localtime may lie on the very disk that waits for us
 	k, closeKernel, err := attach.OpenKernel()
 	if err != nil {
@@ -161,7 +161,10 @@ func serveDevice(ctx context.Context, o *options, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	defer server.Close() // not Shutdown: it would say ESHUTDOWN, and the kernel would hand that on as an I/O error
+	defer func() {
+		server.Close() // not Shutdown: it would say ESHUTDOWN, and the kernel would hand that on as an I/O error
+		err = errors.Join(err, exports.WaitClosed(stopTimeout))
+	}()
 	cfg := o.device.Config
 	cfg.Backend, cfg.OpenTimeout, cfg.Logger = backendName(disks.client.Map(), o), o.connect, log
 	a, err := attach.Attach(ctx, k, server, exports, cfg)
@@ -185,9 +188,9 @@ func serveDevice(ctx context.Context, o *options, log *slog.Logger) error {
 	return a.Run(ctx, sizes(ctx, disks.watcher.Map, changed, o.target, a.Size()))
 }
 
-// sizes tells when the VDI has another size than last.
-func sizes(ctx context.Context, newest func() *state.Map, changed <-chan struct{}, target string, last uint64) <-chan struct{} {
-	resized := make(chan struct{}, 1)
+// sizes tells the VDI's size when it is another than last.
+func sizes(ctx context.Context, newest func() *state.Map, changed <-chan struct{}, target string, last uint64) <-chan uint64 {
+	resized := make(chan uint64, 1)
 	size := func() uint64 {
 		name, snap := vdi.SplitName(target)
 		v, err := newest().Lookup(name, snap)
@@ -201,9 +204,10 @@ func sizes(ctx context.Context, newest func() *state.Map, changed <-chan struct{
 			if now := size(); now != 0 && now != last {
 				last = now
 				select {
-				case resized <- struct{}{}:
+				case <-resized: // of before
 				default:
 				}
+				resized <- now
 			}
 			select {
 			case <-changed:

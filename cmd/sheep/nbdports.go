@@ -9,6 +9,8 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync/atomic"
+	"time"
 
 	"github.com/sheepdog-go/sheepdog/nbd"
 )
@@ -18,14 +20,30 @@ import (
 type nbdServers struct{ tcp, local *nbd.Server }
 
 func newNBDServers(o *nodeOptions, cfg nbd.Config, b nbd.Backend) (s nbdServers, err error) {
-	if s.local, err = nbd.NewServer(cfg, b); err != nil {
+	var local, tcp atomic.Bool
+	if s.local, err = nbd.NewServer(besides(cfg, &local, &tcp), b); err != nil {
 		return s, err
 	}
 	if cfg, err = o.security.Apply(cfg, cfg.Logger); err != nil {
 		return s, err
 	}
-	s.tcp, err = nbd.NewServer(cfg, b)
+	s.tcp, err = nbd.NewServer(besides(cfg, &tcp, &local), b)
 	return s, err
+}
+
+// besides is the configuration of a server that notes in asked that its clients asked for something, and is not Quiet when the other's did.
+func besides(cfg nbd.Config, asked, other *atomic.Bool) nbd.Config {
+	observe, quiet := cfg.Observe, cfg.Quiet
+	cfg.Observe = func(op nbd.Op, length uint64, took time.Duration, code uint32) {
+		if !asked.Load() {
+			asked.Store(true)
+		}
+		observe(op, length, took, code)
+	}
+	cfg.Quiet = func() bool {
+		return quiet() && (!other.Load() || !other.Swap(false))
+	}
+	return cfg
 }
 
 // behind is the server for a listener.

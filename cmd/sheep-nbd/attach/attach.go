@@ -97,7 +97,7 @@ type Attachment struct {
 	lock    *holder
 	index   int
 	export  Export          // as the newest connection found it
-	size    uint64          // of the export, as all connections in service and the kernel have it
+	size    uint64          // of the export, as the kernel has it, and unless it is just changing all connections in service
 	conns   []*net.UnixConn // the server's halves
 
 	lastJoin time.Time
@@ -114,9 +114,10 @@ type Watched = watched
 
 type watched struct {
 	nbd.Backend
-	mu    sync.Mutex
-	open  int
-	ended chan struct{} // has a value after a connection ended
+	mu     sync.Mutex
+	open   int
+	failed error         // of a disk that did not close well
+	ended  chan struct{} // has a value after a connection ended
 }
 
 // Open implements nbd.Backend.
@@ -137,6 +138,22 @@ func (w *watched) count() int {
 	return w.open
 }
 
+// WaitClosed waits until no disk is open, at most for so long: who opens it next finds it free then. The error says that one did not close, or not
+// well. It comes after Run and the server's Close.
+func (w *Watched) WaitClosed(most time.Duration) error {
+	late := time.After(most)
+	for w.count() > 0 {
+		select {
+		case <-w.ended:
+		case <-late:
+			return fmt.Errorf("the disk was not closed within %v", most)
+		}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.failed
+}
+
 type watchedDevice struct {
 	nbd.Device
 	w *watched
@@ -145,6 +162,7 @@ type watchedDevice struct {
 func (d *watchedDevice) Close() error {
 	err := d.Device.Close()
 	d.w.mu.Lock()
+	d.w.failed = err // of the last one: it flushes for all
 	d.w.open--
 	d.w.mu.Unlock()
 	select {
@@ -231,6 +249,7 @@ func (a *Attachment) begin(ctx context.Context) error {
 	if n := a.lock.connections; n > 0 {
 		a.cfg.Connections = n // the device keeps what it was made with
 	}
+	a.size = d.Size
 	// The process before us may have been killed: its session has to run out first.
 	ctx, cancel := context.WithTimeout(ctx, a.cfg.OpenTimeout)
 	defer cancel()
@@ -253,7 +272,7 @@ func (a *Attachment) connect() error {
 		return fmt.Errorf("%d connections: this export allows one", a.cfg.Connections)
 	}
 	a.size = a.export.Size
-	index, err := a.kernel.Connect(a.index, a.request(socks))
+	index, err := a.kernel.Connect(a.index, a.request(socks, a.size))
 	if err != nil {
 		return fmt.Errorf("attach %s: %w", a.name(), err)
 	}
@@ -274,8 +293,8 @@ func (a *Attachment) name() string {
 }
 
 // request is all that the kernel is told.
-func (a *Attachment) request(socks []*os.File) *Request {
-	r := &Request{Size: a.export.Size &^ (a.cfg.BlockSize - 1), BlockSize: a.cfg.BlockSize, Flags: a.export.Flags, IOTimeout: a.cfg.IOTimeout,
+func (a *Attachment) request(socks []*os.File, size uint64) *Request {
+	r := &Request{Size: size &^ (a.cfg.BlockSize - 1), BlockSize: a.cfg.BlockSize, Flags: a.export.Flags, IOTimeout: a.cfg.IOTimeout,
 		DeadTimeout: a.cfg.DeadTimeout, Backend: a.cfg.Backend}
 	for _, f := range socks {
 		r.Sockets = append(r.Sockets, int(f.Fd()))
@@ -283,10 +302,10 @@ func (a *Attachment) request(socks []*os.File) *Request {
 	return r
 }
 
-// dial makes n connections to the server, ready for the kernel. What was made is in the result, also with an error.
+// dial makes n connections to the server, ready for the kernel, all of which know the same size. What was made is in the result, also with an error.
 func (a *Attachment) dial(n int) (socks []*os.File, err error) {
 	a.prune()
-	for range n {
+	for len(socks) < n {
 		server, kernel, err := pair()
 		if err != nil {
 			return socks, err
@@ -301,6 +320,10 @@ func (a *Attachment) dial(n int) (socks []*os.File, err error) {
 		kernel.Close()
 		if err != nil {
 			return socks, err
+		}
+		if len(socks) > 0 && x.Size != a.export.Size { // it was resized between two of them
+			closeFiles(socks)
+			socks = socks[:0]
 		}
 		a.export = x
 		socks = append(socks, f)
@@ -346,7 +369,8 @@ func (a *Attachment) join(ctx context.Context) error {
 	}
 }
 
-// bring gives the kernel n new connections.
+// bring gives the kernel n new connections, and then the size that they know: to change it the kernel waits for all requests under way, and where
+// no connection lives these wait for one.
 func (a *Attachment) bring(n int) error {
 	if _, attached := a.view.look(a.index); !attached {
 		return errDetached
@@ -357,28 +381,40 @@ func (a *Attachment) bring(n int) error {
 		if err := a.resize(); err != nil {
 			return err
 		}
-		n = a.cfg.Connections
-		socks, err = a.dial(n)
+		socks, err = a.dial(a.cfg.Connections)
 	}
 	defer closeFiles(socks)
 	if err != nil {
 		return err
 	}
-	if n == a.cfg.Connections {
-		a.size = a.export.Size
-	}
-	err = a.kernel.Reconfigure(a.index, a.request(socks))
-	if errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.ENOENT) {
-		return errDetached // it is, or is just being taken apart: a device in service accepts what is asked here
-	}
-	if err != nil {
+	if err := a.reconfigure(socks, a.size); err != nil {
 		return fmt.Errorf("bring new sockets for %s: %w", DeviceName(a.index), err)
 	}
+	return a.tell()
+}
+
+// tell has the kernel know the disk's size of now.
+func (a *Attachment) tell() error {
+	if a.export.Size == a.size {
+		return nil
+	}
+	if err := a.reconfigure(nil, a.export.Size); err != nil {
+		return fmt.Errorf("resize %s: %w", DeviceName(a.index), err)
+	}
+	a.size = a.export.Size
 	return nil
 }
 
-// Run serves the device until it is detached or ctx ends. A value from resized means that the disk may have another size.
-func (a *Attachment) Run(ctx context.Context, resized <-chan struct{}) error {
+func (a *Attachment) reconfigure(socks []*os.File, size uint64) error {
+	err := a.kernel.Reconfigure(a.index, a.request(socks, size))
+	if errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.ENOENT) {
+		return errDetached // it is, or is just being taken apart: a device in service accepts what is asked here
+	}
+	return err
+}
+
+// Run serves the device until it is detached or ctx ends. A value from resized is the size that the disk has now.
+func (a *Attachment) Run(ctx context.Context, resized <-chan uint64) error {
 	for {
 		var err error
 		select {
@@ -387,8 +423,8 @@ func (a *Attachment) Run(ctx context.Context, resized <-chan struct{}) error {
 		case <-a.exports.ended:
 			a.calm(ctx)
 			err = a.join(ctx)
-		case <-resized:
-			err = a.renew(ctx)
+		case size := <-resized:
+			err = a.renew(ctx, size, resized)
 		}
 		switch {
 		case errors.Is(err, errDetached):
@@ -414,20 +450,26 @@ func (a *Attachment) calm(ctx context.Context) {
 	a.lastJoin = time.Now()
 }
 
-// renew brings connections that know the disk's size of now, and tells the kernel.
-func (a *Attachment) renew(ctx context.Context) error {
-	for wait := retryFirst; ; wait = min(2*wait, retryMost) {
+// renew brings connections that know the disk's new size, and tells the kernel.
+func (a *Attachment) renew(ctx context.Context, size uint64, resized <-chan uint64) error {
+	wait, looks := retryFirst, 0
+	for {
 		probe, err := a.dial(1)
 		closeFiles(probe)
 		if err == nil {
-			break
+			if looks++; a.export.Size == size || looks == staleMost {
+				break
+			}
+			err = fmt.Errorf("it still opens with %d bytes", a.export.Size) // who opens may hear of it later than we did
 		}
 		if _, attached := a.view.look(a.index); !attached {
 			return errDetached
 		}
-		a.cfg.Logger.Warn("the disk may have a new size, but does not open", "device", DeviceName(a.index), "err", err)
+		a.cfg.Logger.Info("the disk has a new size, but does not open with it yet", "device", DeviceName(a.index), "new", size, "err", err)
 		select {
 		case <-time.After(wait):
+			wait = min(2*wait, retryMost)
+		case size = <-resized:
 		case <-ctx.Done():
 			return nil
 		}
@@ -435,22 +477,33 @@ func (a *Attachment) renew(ctx context.Context) error {
 	if a.export.Size == a.size {
 		return nil
 	}
-	if err := a.resize(); err != nil {
-		return err
+	if a.exports.count() >= a.cfg.Connections { // else join does it
+		if err := a.resize(); err != nil {
+			return err
+		}
 	}
 	return a.join(ctx)
 }
+
+// staleMost is how many probes with another size than was heard of are enough.
+const staleMost = 20
 
 // resize ends all connections, since the disk has not the size any more that they know. A request is never sent to where it does not fit: a
 // disk that shrinks does so for the kernel first, one that grows for the connections first.
 func (a *Attachment) resize() error {
 	a.cfg.Logger.Info("the disk has a new size", "device", DeviceName(a.index), "old", a.size, "new", a.export.Size)
 	if a.export.Size < a.size {
-		if err := a.kernel.Reconfigure(a.index, a.request(nil)); err != nil {
-			return fmt.Errorf("resize %s: %w", DeviceName(a.index), err)
+		if err := a.tell(); err != nil {
+			return err
 		}
 	}
-	return a.quiet()
+	if err := a.quiet(); err != nil {
+		a.cfg.Logger.Warn("connections are cut off; the kernel sends again what they did not answer", "device", DeviceName(a.index), "err", err)
+		for _, c := range a.conns {
+			c.Close()
+		}
+	}
+	return nil
 }
 
 // quiet ends all connections without an error for anybody: nothing more is taken in, what was taken is answered, the disk is closed. The kernel

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -113,6 +114,12 @@ func (k *fakeKernel) Reconfigure(index int, r *Request) error {
 	if d == nil || d.last.Backend != r.Backend {
 		return syscall.EINVAL
 	}
+	for _, s := range d.slots {
+		s.dead = s.dead || ended(s.c)
+	}
+	if r.Size != d.last.Size && !slices.ContainsFunc(d.slots, func(s *fakeSlot) bool { return !s.dead }) {
+		k.t.Error("a new size while no connection lives: the kernel waits for requests that wait for a connection, and takes no sockets meanwhile")
+	}
 	for _, fd := range r.Sockets {
 		fresh := k.slot(fd)
 		taken := false
@@ -128,6 +135,21 @@ func (k *fakeKernel) Reconfigure(index int, r *Request) error {
 	d.last = *r
 	k.show(index, r)
 	return nil
+}
+
+// ended says whether the other side has closed c.
+func ended(c net.Conn) (end bool) {
+	rc, err := c.(syscall.Conn).SyscallConn()
+	if err != nil {
+		return true
+	}
+	if err := rc.Control(func(fd uintptr) {
+		n, _, err := unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		end = n == 0 && err == nil
+	}); err != nil {
+		return true
+	}
+	return end
 }
 
 func (k *fakeKernel) Disconnect(index int) error {
@@ -225,7 +247,7 @@ func (k *fakeKernel) config(device int) Config {
 		inUse: func(int) (string, bool) { return "a test", true }}
 }
 
-func serve(t *testing.T, k *fakeKernel, b nbd.Backend, cfg Config, resized <-chan struct{}) *servedDevice {
+func serve(t *testing.T, k Kernel, b nbd.Backend, cfg Config, resized <-chan uint64) *servedDevice {
 	t.Helper()
 	w := Watch(b)
 	server, err := nbd.NewServer(nbd.Config{}, w)
@@ -432,9 +454,11 @@ type growing struct {
 	mu    sync.Mutex
 	size  uint64
 	fails int // so many times
+	stale int // so many times it opens with the size that it had
+	had   uint64
 }
 
-func (g *growing) set(size uint64) { g.mu.Lock(); g.size = size; g.mu.Unlock() }
+func (g *growing) set(size uint64) { g.mu.Lock(); g.had, g.size = g.size, size; g.mu.Unlock() }
 
 func (g *growing) Open(ctx context.Context, name string) (nbd.Device, nbd.ExportInfo, error) {
 	g.mu.Lock()
@@ -445,7 +469,11 @@ func (g *growing) Open(ctx context.Context, name string) (nbd.Device, nbd.Export
 	}
 	d, info, err := g.MemBackend.Open(ctx, name)
 	info.Size = g.size
-	return &sizedDevice{d, g.size}, info, err
+	if g.stale > 0 {
+		g.stale--
+		info.Size = g.had
+	}
+	return &sizedDevice{d, info.Size}, info, err
 }
 
 // sizedDevice refuses what is past the end of the disk that it was opened as.
@@ -492,14 +520,104 @@ func TestResizeWhileNothingOpens(t *testing.T) {
 	mem := nbd.NewMemBackend()
 	mem.Add(nbd.ExportInfo{Size: 1 << 20, MultiConn: true})
 	g := &growing{MemBackend: mem, size: 1 << 19}
-	resized := make(chan struct{}, 1)
+	resized := make(chan uint64, 1)
 	s := serve(t, k, g, k.config(0), resized)
 	g.mu.Lock()
 	g.size, g.fails = 1<<20, 3
 	g.mu.Unlock()
-	resized <- struct{}{}
+	resized <- 1 << 20
 	eventually(t, "the kernel knows the new size", func() bool { d, _ := s.a.view.look(0); return d.Size == 1<<20 })
 	s.end(t)
+}
+
+// TestResizeIsHeardOfLate: who opens the disk may know less than who told of its size; also while several connections are made.
+func TestResizeIsHeardOfLate(t *testing.T) {
+	for _, stale := range []int{1, 2, 4} {
+		k := newFakeKernel(t)
+		mem := nbd.NewMemBackend()
+		mem.Add(nbd.ExportInfo{Size: 1 << 20, MultiConn: true})
+		g := &growing{MemBackend: mem, size: 1 << 20, had: 1 << 19}
+		resized := make(chan uint64, 1)
+		if stale < 4 {
+			g.stale = stale // of those that attach
+		}
+		s := serve(t, k, g, k.config(0), resized)
+		check := func(size uint64) {
+			t.Helper()
+			eventually(t, "the kernel knows the new size", func() bool { d, _ := s.a.view.look(0); return d.Size == size })
+			for range 4 {
+				if err := k.write(0, size-4096, make([]byte, 4096)); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		resized <- 1 << 20
+		check(1 << 20)
+		for _, size := range []uint64{1 << 18, 1 << 19} {
+			g.set(size)
+			g.mu.Lock()
+			g.stale = stale
+			g.mu.Unlock()
+			resized <- size
+			check(size)
+		}
+		s.end(t)
+	}
+}
+
+// TestAttachIsRefused: what was opened for it is closed when the process ends.
+func TestAttachIsRefused(t *testing.T) {
+	k := newFakeKernel(t)
+	b := &slow{MemBackend: nbd.NewMemBackend(), closing: make(chan struct{})}
+	b.Add(nbd.ExportInfo{Size: 1 << 20, MultiConn: true})
+	w := Watch(b)
+	server, err := nbd.NewServer(nbd.Config{}, w)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := k.config(0)
+	cfg.inUse = func(int) (string, bool) { return "", false }
+	if _, err := Attach(t.Context(), refusing{k}, server, w, cfg); !errors.Is(err, syscall.EPERM) {
+		t.Errorf("attached: %v", err)
+	}
+	server.Close()
+	if err := w.WaitClosed(time.Millisecond); err == nil {
+		t.Error("nothing is said of a disk that stays open")
+	}
+	close(b.closing)
+	if err := w.WaitClosed(20 * time.Second); err != nil || b.open.Load() != 0 {
+		t.Errorf("%v, and %d disks are open", err, b.open.Load())
+	}
+}
+
+type refusing struct{ *fakeKernel }
+
+func (refusing) Connect(int, *Request) (int, error) { return 0, syscall.EPERM }
+
+// TestResizeMeetsDetaching: one ends the other, and well.
+func TestResizeMeetsDetaching(t *testing.T) {
+	k := newFakeKernel(t)
+	mem := nbd.NewMemBackend()
+	mem.Add(nbd.ExportInfo{Size: 1 << 20, MultiConn: true})
+	g := &growing{MemBackend: mem, size: 1 << 20}
+	resized := make(chan uint64, 1)
+	s := serve(t, detaching{k}, g, k.config(0), resized)
+	g.set(1 << 19)
+	resized <- 1 << 19
+	s.wait(t)
+	if n := s.a.exports.count(); n != 0 {
+		t.Errorf("%d disks are open at the end", n)
+	}
+}
+
+// detaching is a kernel whose device somebody else detaches just before it gets another size.
+type detaching struct{ *fakeKernel }
+
+func (k detaching) Reconfigure(index int, r *Request) error {
+	if err := k.Disconnect(index); err != nil {
+		return err
+	}
+	return k.fakeKernel.Reconfigure(index, r)
 }
 
 func TestResize(t *testing.T) {
@@ -507,11 +625,11 @@ func TestResize(t *testing.T) {
 	mem := nbd.NewMemBackend()
 	mem.Add(nbd.ExportInfo{Size: 1 << 20, MultiConn: true})
 	g := &growing{MemBackend: mem, size: 1 << 19}
-	resized := make(chan struct{}, 1)
+	resized := make(chan uint64, 1)
 	s := serve(t, k, g, k.config(0), resized)
 	for _, size := range []uint64{1 << 20, 1 << 18} {
 		g.set(size)
-		resized <- struct{}{}
+		resized <- size
 		eventually(t, "the kernel knows the new size", func() bool { d, _ := s.a.view.look(0); return d.Size == size })
 		if err := k.write(0, size-4096, make([]byte, 4096)); err != nil {
 			t.Error(err)
