@@ -369,8 +369,7 @@ func (a *Attachment) join(ctx context.Context) error {
 	}
 }
 
-// bring gives the kernel n new connections, and then the size that they know: to change it the kernel waits for all requests under way, and where
-// no connection lives these wait for one.
+// bring gives the kernel n new connections. The size that they know comes later (tell).
 func (a *Attachment) bring(n int) error {
 	if _, attached := a.view.look(a.index); !attached {
 		return errDetached
@@ -378,9 +377,7 @@ func (a *Attachment) bring(n int) error {
 	socks, err := a.dial(n)
 	if err == nil && n < a.cfg.Connections && a.export.Size != a.size { // the others do not know it
 		closeFiles(socks)
-		if err := a.resize(); err != nil {
-			return err
-		}
+		a.resize()
 		socks, err = a.dial(a.cfg.Connections)
 	}
 	defer closeFiles(socks)
@@ -390,13 +387,17 @@ func (a *Attachment) bring(n int) error {
 	if err := a.reconfigure(socks, a.size); err != nil {
 		return fmt.Errorf("bring new sockets for %s: %w", DeviceName(a.index), err)
 	}
-	return a.tell()
+	return nil
 }
 
-// tell has the kernel know the disk's size of now.
-func (a *Attachment) tell() error {
-	if a.export.Size == a.size {
-		return nil
+// settleTime is for how long connections have to live before the kernel hears of another size: to change it it waits for all requests under way, and
+// these, where no connection lives, for one that it would not take meanwhile. (It drops sockets for which it knows of no dead one yet.)
+const settleTime = 100 * time.Millisecond
+
+// tell has the kernel know the size that all connections know.
+func (a *Attachment) tell(ctx context.Context) error {
+	if a.exports.count() < a.cfg.Connections {
+		return a.join(ctx)
 	}
 	if err := a.reconfigure(nil, a.export.Size); err != nil {
 		return fmt.Errorf("resize %s: %w", DeviceName(a.index), err)
@@ -417,9 +418,15 @@ func (a *Attachment) reconfigure(socks []*os.File, size uint64) error {
 func (a *Attachment) Run(ctx context.Context, resized <-chan uint64) error {
 	for {
 		var err error
+		var settled <-chan time.Time
+		if a.export.Size != a.size {
+			settled = time.After(settleTime)
+		}
 		select {
 		case <-ctx.Done():
 			return a.leave()
+		case <-settled:
+			err = a.tell(ctx)
 		case <-a.exports.ended:
 			a.calm(ctx)
 			err = a.join(ctx)
@@ -477,33 +484,23 @@ func (a *Attachment) renew(ctx context.Context, size uint64, resized <-chan uint
 	if a.export.Size == a.size {
 		return nil
 	}
-	if a.exports.count() >= a.cfg.Connections { // else join does it
-		if err := a.resize(); err != nil {
-			return err
-		}
-	}
+	a.resize()
 	return a.join(ctx)
 }
 
-// staleMost is how many probes with another size than was heard of are enough.
-const staleMost = 20
+// staleMost is how many probes with another size than was heard of are enough: they take some 3 s, in which no dead connection is replaced.
+const staleMost = 8
 
-// resize ends all connections, since the disk has not the size any more that they know. A request is never sent to where it does not fit: a
-// disk that shrinks does so for the kernel first, one that grows for the connections first.
-func (a *Attachment) resize() error {
+// resize ends all connections, since the disk has not the size any more that they know. New ones know it before the kernel does, so that a request is
+// never sent to where it does not fit, but for one to what is gone.
+func (a *Attachment) resize() {
 	a.cfg.Logger.Info("the disk has a new size", "device", DeviceName(a.index), "old", a.size, "new", a.export.Size)
-	if a.export.Size < a.size {
-		if err := a.tell(); err != nil {
-			return err
-		}
-	}
 	if err := a.quiet(); err != nil {
 		a.cfg.Logger.Warn("connections are cut off; the kernel sends again what they did not answer", "device", DeviceName(a.index), "err", err)
 		for _, c := range a.conns {
 			c.Close()
 		}
 	}
-	return nil
 }
 
 // quiet ends all connections without an error for anybody: nothing more is taken in, what was taken is answered, the disk is closed. The kernel
