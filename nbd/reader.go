@@ -67,11 +67,14 @@ func (c *Conn) readMore() error {
 	if err != nil {
 		return c.readFailed(err)
 	}
-	if c.srv.cfg.Observe != nil {
-		c.arrived = time.Now()
+	c.arrived = time.Now()
+	if c.unattended(c.arrived) {
+		go func() {}()
 	}
 	if last := &c.srv.lastRead; last.Load() != c {
-		last.Store(c)
+		if last.Swap(c) != nil {
+			c.srv.company.Store(c.arrived.UnixNano())
+		}
 		c.calm = 0
 		c.spin.disturbed(c.srv.spinners.calm)
 	}

@@ -23,6 +23,12 @@ const (
 	// does not go back there, and what came for others would lie so long. So after spinAlone hits another thread is woken: it finds nothing to do, and
 	// waits for the network from then on. (To wake it takes the client's processor for a moment: 8 hits cost a quarter of the speed.)
 	spinAlone = 64
+
+	// The same holds for a reader that never has to sleep because its client has much under way, and for one that spins beside others: where others asked for something
+	// within the last companyTime, another thread is woken as soon as this one has stayed away for aloneTime. (A thread that waits for the network is woken by what comes for this
+	// reader too, to no use. Alone, that costs a client with 32 requests under way 17 %, so it is not done for nobody.)
+	aloneTime   = 500 * time.Microsecond
+	companyTime = time.Second
 )
 
 // spinner decides when a reader spins.
@@ -32,6 +38,9 @@ type spinner struct {
 	lapse int // how many did not after the last miss
 	alone int // hits since the reader slept
 	parts int // reads since a request began
+
+	away     time.Time // when the reader's thread last left the network; or, if there was no company, when it was looked for
+	attended bool      // another thread was woken since
 }
 
 // wants says whether to try, once for each sleep that may be spared.
@@ -49,6 +58,9 @@ func (s *spinner) hit() bool {
 	s.alone++
 	return s.alone == spinAlone
 }
+
+// woken takes that the reader slept, and its thread waited for the network until now.
+func (s *spinner) woken() { s.away, s.attended = time.Now(), false }
 
 // disturbed takes that somebody else asked for something.
 func (s *spinner) disturbed(calm int) { s.hits, s.skip = 0, calm }
@@ -98,15 +110,35 @@ func (c *Conn) await() (int, error) {
 			if s.hit() {
 				go func() {}()
 			}
-			if quiet := c.srv.cfg.Quiet; quiet != nil && !quiet() {
-				s.disturbed(c.srv.spinners.calm)
-			}
+			c.listen(time.Now())
 			return n, err
 		}
 		s.miss()
 	}
 	s.alone = 0
-	return c.tr.read(&c.in)
+	n, err = c.tr.read(&c.in)
+	s.woken()
+	return n, err
+}
+
+// listen asks whether others than the server's clients asked for something.
+func (c *Conn) listen(now time.Time) {
+	if quiet := c.srv.cfg.Quiet; quiet != nil && !quiet() {
+		c.spin.disturbed(c.srv.spinners.calm)
+		c.srv.company.Store(now.UnixNano())
+	}
+}
+
+// unattended says whether this reader's thread has been away from the network for too long, where others than its client asked for something lately.
+func (c *Conn) unattended(now time.Time) bool {
+	s := &c.spin
+	if s.attended || now.Sub(s.away) < aloneTime {
+		return false
+	}
+	c.listen(now)
+	s.away = now
+	s.attended = now.UnixNano()-c.srv.company.Load() < int64(companyTime)
+	return s.attended
 }
 
 // answeredAll says whether the client has all its answers.

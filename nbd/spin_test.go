@@ -1,6 +1,9 @@
 package nbd
 
-import "testing"
+import (
+	"testing"
+	"time"
+)
 
 // TestSpinner: the reader spins while that succeeds, tries ever more rarely where it does not, and lets others be.
 func TestSpinner(t *testing.T) {
@@ -60,5 +63,58 @@ func TestSpinnersAreBounded(t *testing.T) {
 	one := spinners{}
 	if one.enter() {
 		t.Error("a single processor spins")
+	}
+}
+
+// TestReaderLeavesTheNetworkToAnother: where others ask for something, another thread waits for the network soon after a reader that does not sleep any more.
+func TestReaderLeavesTheNetworkToAnother(t *testing.T) {
+	quiet := true
+	srv := &Server{cfg: Config{Quiet: func() bool { return quiet }}, spinners: newSpinners()}
+	c := &Conn{srv: srv}
+	c.spin.woken()
+	now := c.spin.away
+	later := func(d time.Duration) bool { now = now.Add(d); return c.unattended(now) }
+	for range 10 {
+		if later(aloneTime) {
+			t.Fatal("a thread was woken for nobody")
+		}
+	}
+	srv.company.Store(now.UnixNano()) // as another connection's reader does
+	if later(aloneTime / 2) {
+		t.Error("at once")
+	}
+	if !later(aloneTime / 2) {
+		t.Error("not after aloneTime beside another client")
+	}
+	if later(time.Second / 2) {
+		t.Error("twice without a sleep between")
+	}
+	c.spin.woken()
+	c.spin.away = now
+	if later(companyTime) {
+		t.Error("long after the other client")
+	}
+	if quiet = false; !later(aloneTime) {
+		t.Error("not beside a peer")
+	}
+	if c.spin.wants() {
+		t.Error("it spins beside a peer")
+	}
+}
+
+// TestCompanyIsNoted: two clients of a server are company for each other, one alone is not.
+func TestCompanyIsNoted(t *testing.T) {
+	r, _ := memRig(t)
+	a := r.ready(t, "", simpleReplies)
+	for range 8 {
+		a.ask(cmdFlush, 0, 0, 0)
+	}
+	if r.srv.company.Load() != 0 {
+		t.Error("one client has company")
+	}
+	b := r.ready(t, "", simpleReplies)
+	b.ask(cmdFlush, 0, 0, 0)
+	if r.srv.company.Load() == 0 {
+		t.Error("the second client is no company")
 	}
 }
