@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 )
@@ -19,12 +20,21 @@ type UnixSocket struct {
 	GID  int         // group; -1 or 0 leaves it
 }
 
+// pathMax is how long the path of a unix socket may be, in bytes (unix(7): sun_path, and the NUL at its end).
+const pathMax = 107
+
 // ListenUnix listens on a unix socket. A socket file that a dead process left behind is replaced; one that somebody listens on is
 // refused, and so is anything that is no socket. Nobody whom Mode excludes can connect at any moment (on Linux; elsewhere the umask counts until the
 // mode is set). Closing the listener removes the file, if it is still the same one.
 func ListenUnix(u UnixSocket) (net.Listener, error) {
 	if u.Mode == 0 {
 		u.Mode = 0o600
+	}
+	if len(u.Path) > pathMax {
+		return nil, fmt.Errorf("listen on %s: a path of %d bytes, and a unix socket's may have %d", u.Path, len(u.Path), pathMax)
+	}
+	if strings.HasPrefix(u.Path, "@") {
+		u.Path = "./" + u.Path // package net takes it for a name of the abstract namespace
 	}
 	unlock, err := lockDir(filepath.Dir(u.Path))
 	if err != nil {
@@ -36,6 +46,9 @@ func ListenUnix(u UnixSocket) (net.Listener, error) {
 	}
 	old, err := bindPrivately(u.Path)
 	if err != nil {
+		if op := (*net.OpError)(nil); errors.As(err, &op) {
+			err = op.Err // it says the path, too
+		}
 		return nil, fmt.Errorf("listen on %s: %w", u.Path, err)
 	}
 	l := &unixListener{UnixListener: old, path: u.Path}

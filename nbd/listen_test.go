@@ -88,6 +88,32 @@ func TestListenUnixLeavesOtherFilesAlone(t *testing.T) {
 	}
 }
 
+// TestListenUnixPath: what is too long is said to be, and a name that begins with @ is a file like any other.
+func TestListenUnixPath(t *testing.T) {
+	t.Chdir(t.TempDir())
+	long := strings.Repeat("x", pathMax+1)
+	if _, err := ListenUnix(UnixSocket{Path: long}); err == nil || !strings.Contains(err.Error(), "a path of 108 bytes") {
+		t.Errorf("a long path: %v", err)
+	}
+	l, err := ListenUnix(UnixSocket{Path: long[1:]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	if l, err = ListenUnix(UnixSocket{Path: "@s"}); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := net.Dial("unix", "./@s"); err != nil {
+		t.Error(err)
+	} else {
+		c.Close()
+	}
+	l.Close()
+	if _, err := os.Stat("./@s"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the socket outlives its listener: %v", err)
+	}
+}
+
 func TestSystemdListeners(t *testing.T) {
 	if l, err := SystemdListeners(); len(l) != 0 || err != nil {
 		t.Errorf("without systemd: %v, %v", l, err)

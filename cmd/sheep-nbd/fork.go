@@ -5,20 +5,22 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
-	"slices"
+	"strconv"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sheepdog-go/sheepdog/nbd"
 )
 
-// A Go program cannot fork; --fork starts the program again, in a session of its own, with this variable set and a pipe as descriptor 3, and
-// waits until "ready" comes through it or the child has ended.
+// A Go program cannot fork; --fork starts the program again, in a session of its own, with this variable set to the descriptor of a pipe, and
+// waits until "ready" comes through it or the child has ended. Sockets from systemd keep their places before the pipe.
 const (
-	forkedVariable  = "SHEEP_NBD_FORKED"
-	readyDescriptor = 3
-	readyWord       = "ready"
+	forkedVariable = "SHEEP_NBD_FORKED"
+	readyWord      = "ready"
 )
 
 func forked() bool { return os.Getenv(forkedVariable) != "" }
@@ -36,9 +38,10 @@ func forkAndWait(ctx context.Context) error {
 	defer r.Close()
 	child := exec.Command(exe, os.Args[1:]...)
 	child.Args[0] = os.Args[0] // systemd spares, at the very end, who calls itself @...
-	child.Env = append(slices.Clone(os.Environ()), forkedVariable+"=1")
+	sockets := passedSockets()
+	child.Env = append(os.Environ(), fmt.Sprintf("%s=%d", forkedVariable, firstPassed+len(sockets)))
 	child.Stderr = os.Stderr
-	child.ExtraFiles = []*os.File{w}
+	child.ExtraFiles = append(sockets, w)
 	child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := child.Start(); err != nil {
 		w.Close()
@@ -58,13 +61,41 @@ func forkAndWait(ctx context.Context) error {
 	return errors.New("the background process ended before clients could connect")
 }
 
+// firstPassed is the first descriptor that systemd passes (sd_listen_fds(3)), as Go does to a child.
+const firstPassed = 3
+
+// passedSockets are the sockets that systemd passed to this process.
+func passedSockets() (list []*os.File) {
+	if os.Getenv("LISTEN_PID") != strconv.Itoa(os.Getpid()) {
+		os.Unsetenv("LISTEN_FDS") // somebody else's
+		return nil
+	}
+	n, _ := strconv.Atoi(os.Getenv("LISTEN_FDS")) // a bad number is for the child to complain of
+	for fd := range n {
+		list = append(list, os.NewFile(uintptr(firstPassed+fd), "socket from systemd"))
+	}
+	return list
+}
+
+// systemdListeners are the sockets that systemd passed to this process, or to the one that started it in the background.
+func systemdListeners() ([]net.Listener, error) {
+	if forked() && os.Getenv("LISTEN_FDS") != "" {
+		os.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid()))
+	}
+	return nbd.SystemdListeners()
+}
+
 // ready tells the service manager and the parent that clients can connect, and lets go of the parent's terminal.
 func ready() error {
 	notifySystemd("READY=1")
 	if !forked() {
 		return nil
 	}
-	pipe := os.NewFile(readyDescriptor, "pipe to the parent")
+	fd, err := strconv.Atoi(os.Getenv(forkedVariable))
+	if err != nil {
+		return fmt.Errorf("%s is no descriptor: %w", forkedVariable, err)
+	}
+	pipe := os.NewFile(uintptr(fd), "pipe to the parent")
 	if _, err := pipe.WriteString(readyWord); err != nil {
 		return fmt.Errorf("tell the parent process: %w", err)
 	}

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unicode/utf8"
 
 	"github.com/urfave/cli/v2"
 
@@ -30,7 +31,7 @@ const (
 	defaultNodePort = "7000"
 	defaultNBDPort  = 10809
 
-	descriptionMax = 4096 // bytes of a string in NBD
+	stringMax = 4096 // bytes of a string in NBD
 )
 
 // Exit codes, as `sheep` has them.
@@ -111,14 +112,14 @@ func newApp(out, errs io.Writer) *cli.App {
 		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "address", Aliases: []string{"a"}, EnvVars: []string{"SHEEP_ADDRESS"}, Value: "127.0.0.1",
 				Usage: "nodes to learn the cluster from: `HOST[:PORT],...`; any one that answers will do"},
-			&cli.StringFlag{Name: "socket", Aliases: []string{"k"}, Usage: "listen on the unix socket `PATH`"},
+			&cli.StringFlag{Name: "socket", Aliases: []string{"k"}, Usage: "listen on the unix socket `PATH`; sockets that systemd passes take the place of this, -b and -p"},
 			&cli.StringFlag{Name: "bind", Aliases: []string{"b"}, Value: "127.0.0.1", Usage: "listen on `HOST`"},
 			&cli.IntFlag{Name: "port", Aliases: []string{"p"}, Value: defaultNBDPort, Usage: "listen on `PORT`"},
 			&cli.BoolFlag{Name: "persistent", Aliases: []string{"t"}, Usage: "stay after the last client has left"},
 			&cli.BoolFlag{Name: "read-only", Aliases: []string{"r"}, Usage: "serve it read-only; then it may be open elsewhere"},
 			&cli.StringFlag{Name: "export-name", Aliases: []string{"x"}, Usage: "export it as `NAME`"},
 			&cli.StringFlag{Name: "description", Aliases: []string{"D"}, Usage: "describe it to clients as `TEXT`"},
-			&cli.IntFlag{Name: "shared", Aliases: []string{"e"}, Usage: "serve at most `NUM` connections at a time (default: any number)"},
+			&cli.IntFlag{Name: "shared", Aliases: []string{"e"}, Usage: "serve at most `NUM` connections at a time; 0: any number"},
 			&cli.IntFlag{Name: "handshake-limit", Value: 10, Usage: "cut clients off whose handshake takes more than `SECONDS`"},
 			&cli.BoolFlag{Name: "fork", Usage: "return once clients can connect, and go on in the background"},
 			&cli.StringFlag{Name: "pid-file", Usage: "write the process id to `FILE`"},
@@ -195,8 +196,8 @@ func parse(c *cli.Context) (*options, error) {
 	switch {
 	case port < 1 || port > 65535:
 		return usage("invalid port %d: use 1 to 65535", port)
-	case o.clients < 0 || c.IsSet("shared") && o.clients == 0:
-		return usage("invalid number of clients %d: use at least 1", o.clients)
+	case o.clients < 0:
+		return usage("invalid number of clients %d: use 0 for any number", o.clients)
 	case o.socket.Path != "" && (c.IsSet("bind") || c.IsSet("port")):
 		return usage("use either -k PATH or -b HOST -p PORT")
 	case c.IsSet("socket") && o.socket.Path == "":
@@ -205,8 +206,14 @@ func parse(c *cli.Context) (*options, error) {
 		return usage("invalid --connect-timeout %v", o.connect)
 	case o.shaking < time.Second || o.shaking > time.Hour:
 		return usage("invalid --handshake-limit %d: use 1 to 3600 seconds", c.Int("handshake-limit"))
-	case len(o.describe) > descriptionMax:
-		return usage("a description of %d bytes: the most is %d", len(o.describe), descriptionMax)
+	}
+	for what, text := range map[string]string{"a description": o.describe, "an export name": o.export} {
+		switch {
+		case len(text) > stringMax:
+			return usage("%s of %d bytes: the most is %d", what, len(text), stringMax)
+		case !utf8.ValidString(text):
+			return usage("%s that is not UTF-8: %q", what, text)
+		}
 	}
 	o.bind = net.JoinHostPort(c.String("bind"), strconv.Itoa(port))
 	if err := parseSecurity(c, o); err != nil {

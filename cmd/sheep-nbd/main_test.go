@@ -5,8 +5,11 @@ import (
 	"context"
 	"errors"
 	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -37,6 +40,9 @@ func TestParse(t *testing.T) {
 		!slices.Equal(o.nodes, []string{"10.0.0.1:7000", "10.0.0.2:7001"}) {
 		t.Errorf("%+v, %v", o, err)
 	}
+	if o, err = parseLine(t, "-e 0 disk"); err != nil || o.clients != 0 {
+		t.Errorf("%+v, %v", o, err)
+	}
 	o, err = parseLine(t, "disk")
 	if err != nil || o.bind != "127.0.0.1:10809" || o.socket.Path != "" || o.stay || !slices.Equal(o.nodes, []string{"127.0.0.1:7000"}) {
 		t.Errorf("%+v, %v", o, err)
@@ -60,12 +66,12 @@ func TestAboutItself(t *testing.T) {
 }
 
 func TestBadUsage(t *testing.T) {
-	for _, line := range []string{"", "a b", ":s", "a:", "-p 0 a", "-p 70000 a", "-p x a", "-e 0 a", "-e -1 a", "-k s -p 1 a", "-a , a", "--nonesuch a",
+	for _, line := range []string{"", "a b", ":s", "a:", "-p 0 a", "-p 70000 a", "-p x a", "-e -1 a", "-k s -p 1 a", "-a , a", "--nonesuch a",
 		"--connect-timeout -1s a", "-b :: a", "-b 10.77.0.1 a", "-b 0.0.0.0 --tls allow a", "--tls maybe a", "--tls-verify a", "-k s --tls require a", "-k s --insecure a",
 		"-c /dev/sda a", "-c /dev/nbd0", "-c /dev/nbd0 -k s a", "-c /dev/nbd0 -t a", "-C 2 a", "-c /dev/nbd0 -C 0 a", "-c /dev/nbd0 -C 65 a", "-d /dev/nbd", "-d /dev/nbd0 a",
 		"-c /dev/nbd0 --block-size 100 a", "-c /dev/nbd0 --io-timeout -1s a", "-f a",
 		"--socket-mode 0660 a", "-k s --socket-mode 9 a", "-k s --socket-owner : a", "--handshake-limit 0 a", "-v --log-level info a", "-c /dev/nbd0 -D x a",
-		"-D " + strings.Repeat("x", 4097) + " a"} {
+		"-D " + strings.Repeat("x", 4097) + " a", "-x " + strings.Repeat("x", 4097) + " a", "-x \xff a"} {
 		var errs bytes.Buffer
 		if code := run(context.Background(), append([]string{"sheep-nbd"}, strings.Fields(line)...), new(bytes.Buffer), &errs); code != exitUsage {
 			t.Errorf("sheep-nbd %s: exit code %d, want %d", line, code, exitUsage)
@@ -73,6 +79,48 @@ func TestBadUsage(t *testing.T) {
 		if n := strings.Count(errs.String(), "\n"); n != 1 {
 			t.Errorf("sheep-nbd %s: %d lines on stderr: %s", line, n, &errs)
 		}
+	}
+}
+
+// TestWritePid: a pid file belongs to one process that lives, and is taken along by nobody else.
+func TestWritePid(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "pid")
+	pid := strconv.Itoa(os.Getpid())
+	remove, err := writePid(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, _ := os.ReadFile(file); string(b) != pid+"\n" {
+		t.Errorf("%q", b)
+	}
+	if _, err := writePid(file); err == nil || !strings.Contains(err.Error(), "process "+pid+", which runs") {
+		t.Errorf("a second one: %v", err)
+	}
+	if b, _ := os.ReadFile(file); string(b) != pid+"\n" {
+		t.Errorf("after the second one: %q", b)
+	}
+	remove()
+	if _, err := os.Stat(file); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("it is left behind: %v", err)
+	}
+	if err := os.WriteFile(file, []byte("1\n"), 0o600); err != nil { // whose process was killed
+		t.Fatal(err)
+	}
+	if remove, err = writePid(file); err != nil {
+		t.Fatal(err)
+	}
+	os.Remove(file)
+	other, err := writePid(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other()
+	remove()
+	if _, err := os.Stat(file); err != nil {
+		t.Errorf("another's was removed: %v", err)
+	}
+	if _, err := writePid(t.TempDir()); err == nil || !strings.Contains(err.Error(), "is no file") {
+		t.Errorf("a directory: %v", err)
 	}
 }
 

@@ -49,7 +49,7 @@ func openPorts(ctx context.Context, o *options, b nbd.Backend, log *slog.Logger)
 		return nil, err
 	}
 	p := &ports{tcp: tcp, local: local}
-	if p.list, err = nbd.SystemdListeners(); err != nil {
+	if p.list, err = systemdListeners(); err != nil {
 		return nil, err
 	}
 	for _, l := range p.list {

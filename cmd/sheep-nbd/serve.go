@@ -1,14 +1,18 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strconv"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/sheepdog-go/sheepdog/cluster/client"
 	"github.com/sheepdog-go/sheepdog/cluster/state"
@@ -110,18 +114,71 @@ func connect(ctx context.Context, o *options, log *slog.Logger) (*disks, error) 
 	return d, nil
 }
 
-// writePid writes the process id, whole or not at all, and returns what removes it.
+// writePid writes the process id, whole or not at all, and returns what removes it. The file of a process that lives is refused: it holds the file's lock.
 func writePid(file string) (remove func(), err error) {
 	if file == "" {
 		return func() {}, nil
 	}
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("write the pid file: %w", err)
+		}
+	}()
+	dir, err := os.Open(filepath.Dir(file))
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil { // two that start must not both take it
+		return nil, fmt.Errorf("lock %s: %w", dir.Name(), err)
+	}
+	if err := checkPid(file); err != nil {
+		return nil, err
+	}
 	tmp := filepath.Join(filepath.Dir(file), "."+filepath.Base(file)+".new")
-	if err := os.WriteFile(tmp, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o644); err != nil {
-		return nil, fmt.Errorf("write the pid file: %w", err)
+	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o644)
+	if err != nil {
+		return nil, err
 	}
-	if err := os.Rename(tmp, file); err != nil {
+	if _, err = fmt.Fprintln(f, os.Getpid()); err == nil {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	}
+	if err == nil {
+		err = os.Rename(tmp, file)
+	}
+	if err != nil {
+		f.Close()
 		os.Remove(tmp)
-		return nil, fmt.Errorf("write the pid file: %w", err)
+		return nil, err
 	}
-	return func() { os.Remove(file) }, nil
+	return func() {
+		mine, err := f.Stat()
+		if now, e := os.Lstat(file); err == nil && e == nil && os.SameFile(mine, now) {
+			os.Remove(file)
+		}
+		f.Close()
+	}, nil
+}
+
+// checkPid refuses the pid file of a process that lives, and what is no file.
+func checkPid(file string) error {
+	st, err := os.Stat(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil && !st.Mode().IsRegular() {
+		return fmt.Errorf("%s is no file", file)
+	}
+	f, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
+		pid, _ := io.ReadAll(io.LimitReader(f, 20))
+		return fmt.Errorf("%s is that of process %s, which runs", file, bytes.TrimSpace(pid))
+	} else if err != nil {
+		return fmt.Errorf("lock %s: %w", file, err)
+	}
+	return nil
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -45,7 +46,12 @@ func runTab(c *cli.Context, out, errs io.Writer) error {
 		return fmt.Errorf("%s: %w", file, err)
 	}
 	app := newApp(out, errs)
-	return app.RunContext(c.Context, args.Reorder(app, append([]string{"sheep-nbd"}, words...)))
+	err = app.RunContext(c.Context, args.Reorder(app, append([]string{"sheep-nbd"}, words...)))
+	var usage usageError
+	if errors.As(err, &usage) {
+		return usageError{fmt.Errorf("%s: the line of %s: %w", file, c.String("tab"), err)}
+	}
+	return err
 }
 
 // findInTab finds the line of a name, and returns its VDI and flags.

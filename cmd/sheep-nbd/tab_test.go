@@ -20,11 +20,14 @@ func TestTab(t *testing.T) {
 		t.Errorf("%q, %v", words, err)
 	}
 	file := filepath.Join(t.TempDir(), "nbdtab")
-	os.WriteFile(file, []byte("a x -p 0 # bad port\nb\nc x\nc y\nd x --tab a\ne # x\n"), 0o600)
-	for line, want := range map[string]int{"--tab nonesuch": exitMissing, "--tab a": exitUsage, "--tab b": exitUsage, "--tab c": exitUsage, "--tab d": exitUsage, "--tab e": exitUsage,
+	os.WriteFile(file, []byte("a x -p 0 # bad port\nf x --bogus\nb\nc x\nc y\nd x --tab a\ne # x\n"), 0o600)
+	for line, want := range map[string]int{"--tab nonesuch": exitMissing, "--tab a": exitUsage, "--tab b": exitUsage, "--tab c": exitUsage, "--tab d": exitUsage, "--tab e": exitUsage, "--tab f": exitUsage,
 		"--tab a x": exitUsage, "--tab a -r": exitUsage} {
 		var errs bytes.Buffer
 		code := run(context.Background(), append([]string{"sheep-nbd", "--tab-file", file}, strings.Fields(line)...), new(bytes.Buffer), &errs)
+		if strings.HasSuffix(line, "--tab f") && !strings.Contains(errs.String(), file+": the line of f") {
+			t.Errorf("%s: which line it was: %s", line, &errs)
+		}
 		if code != want || strings.Count(errs.String(), "\n") != 1 {
 			t.Errorf("%s: exit code %d, want %d: %s", line, code, want, &errs)
 		}
