@@ -21,8 +21,8 @@ func (s *shell) clusterCommand() *cli.Command {
 		{Name: "info", Usage: "how the cluster is, and its history", Flags: withAsk(), Action: s.clusterInfo},
 		{Name: "format", Usage: "make a cluster of the nodes that are there", Action: s.clusterFormat, Flags: withAsk(
 			&cli.IntFlag{Name: "copies", Aliases: []string{"c"}, Value: 3, Usage: "keep `N` copies of everything"},
-			&cli.IntFlag{Name: "min-copies", Usage: "writes wait while fewer than `N` are in sync (default: 1 for 1 or 2 copies, else 2)"},
-			&cli.IntFlag{Name: "pgs", Usage: "number of placement groups, a power of two, fixed for ever (default: 2048)"},
+			&cli.IntFlag{Name: "min-copies", DefaultText: "1 for 1 or 2 copies, else 2", Usage: "writes wait while fewer than `N` are in sync"},
+			&cli.IntFlag{Name: "pgs", DefaultText: "2048", Usage: "number of placement groups, a power of two, fixed for ever"},
 			forceFlag)},
 		{Name: "shutdown", Usage: "stop all nodes cleanly", Flags: withAsk(), Action: s.clusterShutdown},
 		{Name: "set", Usage: "change a setting while the cluster runs", Description: settingsHelp(), ArgsUsage: "KEY VALUE", Flags: withAsk(), Action: s.clusterSet},

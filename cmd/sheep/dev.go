@@ -35,7 +35,7 @@ func (s *shell) devCommand() *cli.Command {
 	return &cli.Command{Name: "dev", Usage: "run a whole cluster on this machine, to try it", Action: s.dev, Flags: append([]cli.Flag{
 		&cli.IntFlag{Name: "nodes", Value: 3, Usage: "number of nodes; they listen on 127.0.0.1, 127.0.0.2, ..."},
 		&cli.StringFlag{Name: "dir", Usage: "keep everything in `DIR`, and begin with what is there (default: a temporary directory)"},
-		&cli.IntFlag{Name: "copies", Aliases: []string{"c"}, Usage: "copies of everything (default: 3, or as many as there are nodes)"},
+		&cli.IntFlag{Name: "copies", Aliases: []string{"c"}, DefaultText: "3, or as many as there are nodes", Usage: "copies of everything"},
 		&cli.IntFlag{Name: "port", Aliases: []string{"p"}, Value: defaultPort, Usage: "port of the nodes"},
 		&cli.IntFlag{Name: "gossip-port", Value: defaultGossipPort, Usage: "port of their gossip"},
 		&cli.IntFlag{Name: "nbd-port", Value: 10809, Usage: "port of their NBD servers"},

@@ -38,7 +38,7 @@ func withAsk(flags ...cli.Flag) []cli.Flag {
 	return append(flags,
 		&cli.StringFlag{Name: "address", Aliases: []string{"a"}, EnvVars: []string{"SHEEP_ADDRESS"}, Value: "127.0.0.1",
 			Usage: "the node to ask: `HOST` or HOST:PORT"},
-		&cli.IntFlag{Name: "port", Aliases: []string{"p"}, Usage: "its port, unless the address names one (default: 7000)"},
+		&cli.IntFlag{Name: "port", Aliases: []string{"p"}, DefaultText: "7000", Usage: "its port, unless the address names one"},
 		&cli.BoolFlag{Name: "raw", Aliases: []string{"r"}, Usage: "one record a line, fields by single spaces, bytes and Unix seconds"},
 		&cli.BoolFlag{Name: "json", Usage: "print JSON"},
 	)

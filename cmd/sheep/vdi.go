@@ -24,7 +24,7 @@ var (
 func (s *shell) vdiCommand() *cli.Command {
 	return &cli.Command{Name: "vdi", Usage: "virtual disk images", Subcommands: []*cli.Command{
 		{Name: "create", Usage: "make a VDI; it takes space only as it is written", ArgsUsage: "NAME SIZE", Action: s.vdiCreate, Flags: withAsk(
-			&cli.IntFlag{Name: "copies", Aliases: []string{"c"}, Usage: "keep `N` copies (default: as the cluster was formatted)"},
+			&cli.IntFlag{Name: "copies", Aliases: []string{"c"}, DefaultText: "as the cluster was formatted", Usage: "keep `N` copies"},
 			&cli.BoolFlag{Name: "shared", Usage: "several clients may write it at once"}, verboseFlag)},
 		{Name: "list", Usage: "VDIs and snapshots", ArgsUsage: "[NAME]", Flags: withAsk(), Action: s.vdiList},
 		{Name: "tree", Usage: "how VDIs and snapshots descend from each other", Flags: withAsk(), Action: s.vdiTree},
