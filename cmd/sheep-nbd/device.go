@@ -174,14 +174,14 @@ func serveDevice(ctx context.Context, o *options, log *slog.Logger) (err error) 
 	defer a.Release()
 	removePid, err := writePid(o.pidFile)
 	if err != nil {
-		return err
+		return errors.Join(err, a.Leave())
 	}
 	defer removePid()
 	if o.device.Device == attach.AnyDevice {
 		fmt.Fprintln(os.Stdout, attach.DeviceName(a.Index()))
 	}
 	if err := ready(); err != nil {
-		return err
+		return errors.Join(err, a.Leave())
 	}
 	changed, cancel := disks.watcher.Subscribe()
 	defer cancel()

@@ -246,8 +246,13 @@ func (a *Attachment) begin(ctx context.Context) error {
 		}
 		return fmt.Errorf("%s is attached to %s already; sheep-nbd -d %[1]s detaches it", DeviceName(a.index), what)
 	}
+	// The device keeps what it was made with. Another sector would break the file system that is mounted from it.
 	if n := a.lock.connections; n > 0 {
-		a.cfg.Connections = n // the device keeps what it was made with
+		a.cfg.Connections = n
+	}
+	if d.BlockSize != a.cfg.BlockSize {
+		a.cfg.Logger.Info("the device keeps its block size", "device", DeviceName(a.index), "block-size", d.BlockSize, "asked-for", a.cfg.BlockSize)
+		a.cfg.BlockSize = d.BlockSize
 	}
 	a.size = d.Size
 	// The process before us may have been killed: its session has to run out first.
@@ -278,11 +283,15 @@ func (a *Attachment) connect() error {
 	}
 	if a.index == AnyDevice {
 		a.index = index
-		if err := a.take(); err != nil {
-			return err
-		}
+		err = a.take()
 	}
-	return a.lock.write(a.cfg.Backend, a.cfg.Connections)
+	if err == nil {
+		err = a.lock.write(a.cfg.Backend, a.cfg.Connections)
+	}
+	if err != nil {
+		err = errors.Join(err, a.kernel.Disconnect(index)) // nobody can use it yet
+	}
+	return err
 }
 
 func (a *Attachment) name() string {
@@ -424,7 +433,7 @@ func (a *Attachment) Run(ctx context.Context, resized <-chan uint64) error {
 		}
 		select {
 		case <-ctx.Done():
-			return a.leave()
+			return a.Leave()
 		case <-settled:
 			err = a.tell(ctx)
 		case <-a.exports.ended:
@@ -521,8 +530,8 @@ func (a *Attachment) quiet() error {
 	return nil
 }
 
-// leave ends the service: a device that nobody uses is detached, one that is in use stays for the next process.
-func (a *Attachment) leave() error {
+// Leave ends the service instead of Run: a device that nobody uses is detached, one that is in use stays for the next process.
+func (a *Attachment) Leave() error {
 	by, used := a.cfg.inUse(a.index)
 	if !used {
 		if err := a.kernel.Disconnect(a.index); err != nil {
@@ -553,8 +562,10 @@ func Detach(k Kernel, index int, force bool) error {
 	if _, attached := v.look(index); !attached {
 		return notAttached{index}
 	}
-	if by, used := v.inUse(index); used && !force {
-		return fmt.Errorf("detach %s: it is in use by %s; unmount or close it first (-f detaches it all the same)", DeviceName(index), by)
+	if !force {
+		if by, used := v.inUse(index); used {
+			return fmt.Errorf("detach %s: it is in use by %s; unmount or close it first (-f detaches it all the same)", DeviceName(index), by)
+		}
 	}
 	if err := k.Disconnect(index); err != nil {
 		return fmt.Errorf("detach %s: %w", DeviceName(index), err)

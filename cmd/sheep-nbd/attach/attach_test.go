@@ -71,8 +71,8 @@ func (k *fakeKernel) slot(fd int) *fakeSlot {
 
 func (k *fakeKernel) show(index int, r *Request) {
 	dir := filepath.Join(k.root, "sys/block", fmt.Sprintf("nbd%d", index))
-	os.MkdirAll(dir, 0o755)
-	for name, text := range map[string]string{"pid": "1", "backend": r.Backend, "size": fmt.Sprint(r.Size / 512), "ro": "0"} {
+	os.MkdirAll(filepath.Join(dir, "queue"), 0o755)
+	for name, text := range map[string]string{"queue/logical_block_size": fmt.Sprint(r.BlockSize), "pid": "1", "backend": r.Backend, "size": fmt.Sprint(r.Size / 512), "ro": "0"} {
 		os.WriteFile(filepath.Join(dir, name), []byte(text+"\n"), 0o644)
 	}
 }
@@ -337,7 +337,7 @@ func TestRestart(t *testing.T) {
 	}
 	second := make(chan *servedDevice, 1)
 	cfg := k.config(AnyDevice)
-	cfg.Connections = 1 // the device has three places, whatever the successor was told
+	cfg.Connections, cfg.BlockSize = 1, 4096 // the device has three places and a sector of its own, whatever the successor was told
 	go func() { second <- serve(t, k, mem, cfg, nil) }()
 	writes() // they find the old sockets dead and wait for the new ones
 	s := <-second
@@ -345,6 +345,11 @@ func TestRestart(t *testing.T) {
 		t.Fatalf("the device that waited was not found: %d", s.a.Index())
 	}
 	eventually(t, "all places are filled", func() bool { writes(); return k.live(0) == 3 })
+	k.mu.Lock()
+	if b := k.devices[0].last.BlockSize; b != 512 {
+		t.Errorf("the sector of a device in use became %d", b)
+	}
+	k.mu.Unlock()
 
 	s.server.Close() // killed: the sockets break
 	s.stop()
@@ -390,6 +395,30 @@ func TestUnused(t *testing.T) {
 	cfg.inUse = func(int) (string, bool) { return "", false }
 	serve(t, k, mem, cfg, nil).end(t)
 	if k.attached(5) {
+		t.Error("it is still attached")
+	}
+}
+
+// TestHoldFails: a device that was attached for nobody is not left behind.
+func TestHoldFails(t *testing.T) {
+	k := newFakeKernel(t)
+	mem := nbd.NewMemBackend()
+	mem.Add(nbd.ExportInfo{Size: 1 << 20, MultiConn: true})
+	w := Watch(mem)
+	server, err := nbd.NewServer(nbd.Config{}, w)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	cfg := k.config(AnyDevice)
+	cfg.HoldDir = filepath.Join(k.root, "run")
+	if err := os.WriteFile(cfg.HoldDir, nil, 0o600); err != nil { // no directory
+		t.Fatal(err)
+	}
+	if _, err := Attach(t.Context(), k, server, w, cfg); !errors.Is(err, syscall.ENOTDIR) {
+		t.Errorf("attached: %v", err)
+	}
+	if k.attached(0) {
 		t.Error("it is still attached")
 	}
 }

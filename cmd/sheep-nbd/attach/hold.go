@@ -39,6 +39,9 @@ func hold(dir string, index int) (*holder, error) {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
+			if who == "" {
+				who = "a process that has only just begun"
+			}
 			return nil, fmt.Errorf("take %s: it is served already, by %s", DeviceName(index), who)
 		}
 		return nil, fmt.Errorf("take %s: lock %s: %w", DeviceName(index), f.Name(), err)

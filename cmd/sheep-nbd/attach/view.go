@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -36,11 +37,12 @@ func DeviceName(index int) string { return fmt.Sprintf("/dev/nbd%d", index) }
 
 // Device is what the kernel shows of an attached device.
 type Device struct {
-	Index    int
-	PID      int    // who attached it; gone, if that one was killed
-	Size     uint64 // bytes
-	ReadOnly bool
-	Backend  string // who may bring new sockets; "": the kernel does not know such a thing
+	Index     int
+	PID       int    // who attached it; gone, if that one was killed
+	Size      uint64 // bytes
+	BlockSize uint64 // its sector, bytes
+	ReadOnly  bool
+	Backend   string // who may bring new sockets; "": the kernel does not know such a thing
 }
 
 // view is the kernel's directories /sys, /dev and /proc, held open. Paths would not do: a process that was started in an initial ramdisk, for the device
@@ -104,6 +106,10 @@ func (v *view) look(index int) (Device, bool) {
 	size, _ := v.read(index, "size")
 	sectors, _ := strconv.ParseUint(size, 10, 55)
 	d.Size = sectors * 512 // whatever the device's own block size
+	block, _ := v.read(index, "queue/logical_block_size")
+	if d.BlockSize, err = strconv.ParseUint(block, 10, 16); err != nil {
+		d.BlockSize = 512
+	}
 	ro, _ := v.read(index, "ro")
 	d.ReadOnly = ro == "1"
 	return d, true
@@ -146,13 +152,26 @@ func (v *view) inUse(index int) (by string, used bool) {
 	return v.partitionsInUse(index)
 }
 
+// claimTime is how long a claim may take. The kernel looks first whether somebody has the device; who opens it first reads its partition table then, which
+// takes as long as nobody serves it.
+const claimTime = time.Second
+
 // claim opens a device for ourselves alone, and lets it go: EBUSY if somebody has it.
 func (v *view) claim(name string) error {
-	fd, err := unix.Openat(int(v.dev.Fd()), name, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-	if err == nil {
-		unix.Close(fd)
+	result := make(chan error, 1)
+	go func() {
+		fd, err := unix.Openat(int(v.dev.Fd()), name, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+		if err == nil {
+			unix.Close(fd)
+		}
+		result <- err
+	}()
+	select {
+	case err := <-result:
+		return err
+	case <-time.After(claimTime):
+		return nil // nobody has it; the open ends when the device is served, or detached
 	}
-	return err
 }
 
 func (v *view) partitionsInUse(index int) (by string, used bool) {
