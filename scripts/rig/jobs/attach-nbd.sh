@@ -8,7 +8,7 @@ until_true() { n=$1; shift; while ! "$@" >/dev/null 2>&1; do n=$((n-1)); [ $n -g
 grep -q 'modprobe nbd' /tmp/out || fail "no clear words without the module"
 modprobe nbd nbds_max=4
 
-serve() { /sheep-nbd -a $NODES -c ${1:-/dev/nbd0} -C $CONNS --io-timeout 4s --log-level info $NAME >>/tmp/nbd.log 2>&1 & pid=$!; }
+serve() { /sheep-nbd -a $NODES -c ${1:-/dev/nbd0} -C $CONNS $2 --io-timeout 4s --log-level info $NAME >>/tmp/nbd.log 2>&1 & pid=$!; }
 listed() { /sheep-nbd -l | grep "^/dev/nbd$1 .* $2 *sheepdog:.*/$NAME\$"; }
 served() { listed 0 served; }
 serve; until_true 300 served || fail "not attached"
@@ -36,7 +36,8 @@ go_on 2 900 "a node was killed"
 for round in 1 2; do
   kill -TERM $pid; wait $pid || fail "sheep-nbd did not stop well"
   listed 0 "waits for sheep-nbd" || fail "not waiting"
-  serve; until_true 300 served || fail "not served again"
+  serve /dev/nbd0 "--block-size $((round * 2048))"; until_true 300 served || fail "not served again"
+  [ "$(cat /sys/block/nbd0/queue/logical_block_size)" = 512 ] || fail "a device in use got another sector"
   go_on 1 900 "sheep-nbd was restarted ($round)"
 done
 kill -9 $pid; wait $pid; usleep 500000
@@ -57,6 +58,18 @@ serve; until_true 300 served || fail "not attached a second time"
 /sheep-nbd -d /dev/nbd0 || fail detach
 wait $pid || fail "sheep-nbd did not end well after -d"
 [ "$(/sheep-nbd -l | wc -l)" = 1 ] || fail "-l lists something"
+gone_or_served() { served || ! kill -0 $pid; }
+anew() { for i in $(seq 60); do serve; until_true 100 gone_or_served; served && return 0; usleep 500000; done; return 1; } # the killed one's session has to run out first
+for force in "" -f; do # nobody uses it, and nobody serves it: the first who opens it waits for its partition table
+  anew || fail "not attached again"
+  kill -9 $pid; wait $pid
+  until_true 50 listed 0 "waits for sheep-nbd" || fail "not waiting"
+  timeout 20 /sheep-nbd -d /dev/nbd0 $force || fail "a device that nobody serves is not detached (-d $force)"
+  until_true 50 [ ! -e /sys/block/nbd0/pid ] || fail "still attached (-d $force)"
+done
+anew && kill -TERM $pid && wait $pid || fail "not detached at the end"
+serve /dev/nbd0 "--pid-file /nonesuch/pid"; wait $pid && fail "served without its pid file"
+until_true 50 [ ! -e /sys/block/nbd0/pid ] || fail "a device whose server did not come up stayed attached"
 /sheep-nbd -d /dev/nbd0 && fail "detached twice"
 cat /tmp/nbd.log; dmesg | grep -i nbd | tail -20
 echo ATTACH-OK
