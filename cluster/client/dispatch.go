@@ -69,7 +69,7 @@ func (c *Client) sendTo(p *piece, m *state.Map, g *state.Group, b *wire.Batch) {
 	r := &p.req
 	r.Term = g.Term
 	r.IO.Vid, r.IO.Gen, r.IO.SessGen, r.IO.Index = id.vid, id.gen, id.sessGen, id.index
-	r.Status, r.Done, r.Message = 0, wire.Done{}, ""
+	r.Status, r.Done, r.Sole, r.Message = 0, wire.Done{}, false, ""
 	r.Extents = r.Extents[:0]
 	p.node, p.inc, p.resumes = g.Primary.Node, g.Primary.Inc, g.Resumes
 	if c.cfg.Local != nil && p.node == c.cfg.LocalNode {

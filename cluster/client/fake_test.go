@@ -31,6 +31,7 @@ type fake struct {
 	cut    map[string]bool // addresses that can't be dialed from outside
 	// fault, if set, may decide what becomes of a request.
 	fault   func(node state.NodeID, r *wire.Request) verdict
+	sole    bool // primaries say of each change that nobody else has it
 	served  map[wire.Kind]int
 	counted map[*wire.Request]state.NodeID // changes in open, and where they are
 }
@@ -423,7 +424,7 @@ func (f *fake) do(r *wire.Request) {
 	g.lsn++
 	e.apply(g.now)
 	g.log = append(g.log, e)
-	r.Done = wire.Done{Term: r.Term, LSN: g.lsn}
+	r.Done, r.Sole = wire.Done{Term: r.Term, LSN: g.lsn}, f.sole
 	if r.Flags&wire.FlagFUA != 0 {
 		g.flush()
 	}

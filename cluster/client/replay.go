@@ -71,12 +71,12 @@ func (s *session) resume(sg *sgroup, b *wire.Batch) {
 		s.mu.Unlock()
 		return // the new primary does not know yet; its word comes with a newer map
 	}
-	from := g.Recovered
-	if g.Resumes != had+1 {
+	from, missed := g.Recovered, g.Resumes != had+1
+	if missed {
 		from = 0 // what the resumes between recovered is not known: everything, to be sure
 	}
 	s.account(-sg.keep.dropIf(func(it *retainedItem) bool {
-		if it.lsn <= from {
+		if it.lsn <= from || it.sole && missed && g.Forced <= it.term {
 			return false
 		}
 		why := s.mayNotResend(g, had, it)
@@ -99,6 +99,8 @@ func (s *session) resume(sg *sgroup, b *wire.Batch) {
 // mayNotResend is why an item that a group lost counts as lost for good, nil if it is to be sent again. mu is held.
 func (s *session) mayNotResend(g *state.Group, had uint64, it *retainedItem) error {
 	switch {
+	case it.sole:
+		return errGoneWithUs
 	case s.shared:
 		return errMayBeOverwritten
 	case it.seq <= s.frozenAcks && (g.ResumedAt < s.frozenAt || g.Resumes != had+1): // of several resumes only the last one's index is known
@@ -120,6 +122,9 @@ func (s *session) passed(frozenAt uint64) {
 
 // A snapshot holds all that was answered before it, or that is lost.
 var errSnapshotLacksIt = errors.New("a snapshot was taken meanwhile, while the session had lapsed")
+
+// Its payload was not kept: while this process lived, only a force could lose it.
+var errGoneWithUs = errors.New("the group was forced to go on without this node, which alone had it")
 
 // Whether another client of a shared VDI wrote there since is not known: sending again might take its later write back (invariant 7).
 var errMayBeOverwritten = errors.New("the VDI is shared, and others may have written there since")

@@ -23,16 +23,20 @@ type retainedItem struct {
 	len   uint32
 	data  []byte
 	owner wire.Holder
+	// sole: a write whose payload is not kept, because the only replica that has it is in this process and ends with it. Nothing but a force, which has
+	// the group go on without that replica, can lose it.
+	sole bool
 }
 
-// itemCost is charged for an item besides its payload: trims are not free either.
+// itemCost is charged for an item besides its payload: trims are not free either. A write whose payload is not kept is charged a block, so that a list is
+// as short with such ones as with others.
 const itemCost = 128
 
 var itemPool = sync.Pool{New: func() any { return new(retainedItem) }}
 
 func (it *retainedItem) cost() int64 {
 	n := int64(len(it.data))
-	if n > 0 {
+	if n > 0 || it.sole {
 		n = max(n, blockSize) // a smaller payload keeps a whole buffer
 	}
 	return n + itemCost
@@ -61,7 +65,10 @@ type retained struct {
 func (k *retained) add(p *piece, seq uint64) *retainedItem {
 	it := itemPool.Get().(*retainedItem)
 	r := &p.req
-	*it = retainedItem{seq: seq, term: r.Done.Term, order: r.Done.LSN, lsn: r.Done.LSN, kind: r.Kind, index: p.index, off: r.IO.Off, len: r.IO.Len, data: r.Data, owner: r.Owner}
+	*it = retainedItem{seq: seq, term: r.Done.Term, order: r.Done.LSN, lsn: r.Done.LSN, kind: r.Kind, index: p.index, off: r.IO.Off, len: r.IO.Len}
+	if it.sole = r.Sole && r.Kind == wire.KindWrite; !it.sole {
+		it.data, it.owner = r.Data, r.Owner
+	}
 	if it.owner != nil {
 		it.owner.Retain()
 	}
@@ -137,11 +144,11 @@ func (k *retained) remove(it *retainedItem) {
 	*k = list
 }
 
-// beyond lists the items with higher numbers, in the order in which they were first done.
+// beyond lists the items with higher numbers that can be sent again, in the order in which they were first done.
 func (k *retained) beyond(lsn uint64) []*retainedItem {
 	var list []*retainedItem
 	for it := k.first; it != nil; it = it.next {
-		if it.lsn > lsn {
+		if it.lsn > lsn && !it.sole {
 			list = append(list, it)
 		}
 	}

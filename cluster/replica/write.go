@@ -392,6 +392,7 @@ func (g *group) committed(en *entry, b *wire.Batch) {
 // answer says that a change is done: its entry n is committed. mu is held.
 func (g *group) answer(r *wire.Request, n objstore.Number, b *wire.Batch) {
 	r.Done = wire.Done{Term: n.Term, LSN: n.LSN, Index: g.e.agreed().Index}
+	r.Sole = len(g.members) == 0 && len(g.agree.InSync) == 1
 	if r.Flags&wire.FlagFUA != 0 {
 		g.flushes.add(g, r, n.LSN, b)
 		return

@@ -26,6 +26,9 @@ type Request struct {
 	Message string   // a sentence, where the status alone does not say what was wrong
 	Done    Done     // writes: the number. With StatusNotPrimary, -ReadOnly, -Fenced, -OldTerm, -Behind: Done.Index is the map index to look at
 	Extents []Extent // KindExtents; appended to what the slice's capacity offers
+	// Sole, with a change's Done: no replica but this primary's has it, or is being brought up to date. Whoever comes later has it durable before it
+	// joins (R11), so a client in the primary's own process has no use for a copy of it (R17). It crosses no connection.
+	Sole bool
 
 	// To is told the outcome, exactly once, without any lock held.
 	To Answerer
