@@ -24,7 +24,8 @@
 //   - No late copy of a change lands on top of a later one (invariant 7): at most one change of a block is unanswered (R15), a connection to a primary is greeted
 //     before anything is sent again, and terms and generations fence what is elsewhere.
 //   - Changes that are acknowledged and not flushed are kept, bounded by Config.RetainBytesMax; when all nodes of a group lost power they are sent again, in order,
-//     before anything else goes there. What cannot be sent again fails the reads of those blocks and the next FLUSH; nothing is lost silently.
+//     before anything else goes there. What cannot be sent again fails the reads of those blocks and the next FLUSH; nothing is lost silently. No payload is kept
+//     of what only a replica in this very process has (wire.Request.Sole): only a force can lose that while the process lives.
 //   - Several clients may write a shared VDI: a FLUSH by any of them covers all. A change that is sent again is done once (once.go); where that cannot be known, because
 //     all nodes of its group ended, or the session did, it fails with EIO. What a power cut took of it is not sent again, since others may have written there
 //     since; the reads of those blocks fail where they were written, and the next FLUSH of every client fails.

@@ -18,7 +18,7 @@ type Stats struct {
 	Relays     atomic.Int64 // times a primary was reached through another node (R18)
 	Mismatches atomic.Int64 // answers whose bytes did not fit their checksum
 
-	Retained     atomic.Int64 // bytes kept until they are flushed (R17), now
+	Retained     atomic.Int64 // bytes kept until they are flushed (R17), now; of a write whose payload is not kept, a block
 	Throttled    atomic.Int64 // writes that wait until less is retained, now
 	SelfFlushes  atomic.Int64 // flushes because too much was kept
 	Resent       atomic.Int64 // acknowledged writes sent again after a set resumed (R17)
