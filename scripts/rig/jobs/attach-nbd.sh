@@ -68,6 +68,21 @@ for force in "" -f; do # nobody uses it, and nobody serves it: the first who ope
   until_true 50 [ ! -e /sys/block/nbd0/pid ] || fail "still attached (-d $force)"
 done
 anew && kill -TERM $pid && wait $pid || fail "not detached at the end"
+for sector in 1024 2048; do
+  serve /dev/nbd0 "--block-size $sector"; until_true 300 served || fail "not attached with sectors of $sector"
+  [ "$(cat /sys/block/nbd0/queue/logical_block_size)" = $sector ] || fail "another sector than $sector"
+  mkfs.ext4 -q -F /dev/nbd0 && mount /dev/nbd0 /mnt && dd if=/dev/urandom of=/mnt/f bs=64k count=16 2>/dev/null && md5sum /mnt/f >/tmp/sum && umount /mnt || fail "no file system on sectors of $sector"
+  echo 3 >/proc/sys/vm/drop_caches
+  mount /dev/nbd0 /mnt && md5sum -c /tmp/sum && umount /mnt && e2fsck -fn /dev/nbd0 || fail "sectors of $sector do not come back"
+  kill -TERM $pid; wait $pid || fail "sheep-nbd did not end well"
+  until_true 50 [ ! -e /sys/block/nbd0/pid ] || fail "an unused device stayed attached"
+done
+modprobe dm-mod; serve; until_true 300 served || fail "not attached"
+dmsetup create above --table "0 1024 linear /dev/nbd0 0" || fail dmsetup
+/sheep-nbd -d /dev/nbd0 && fail "detached below another device"
+dmsetup remove above && mkswap /dev/nbd0 >/dev/null && swapon /dev/nbd0 || fail swapon
+/sheep-nbd -d /dev/nbd0 && fail "detached although swap"
+swapoff /dev/nbd0 && /sheep-nbd -d /dev/nbd0 && wait $pid || fail "not detached after swap"
 serve /dev/nbd0 "--pid-file /nonesuch/pid"; wait $pid && fail "served without its pid file"
 until_true 50 [ ! -e /sys/block/nbd0/pid ] || fail "a device whose server did not come up stayed attached"
 /sheep-nbd -d /dev/nbd0 && fail "detached twice"
