@@ -71,12 +71,14 @@ func (s *session) resume(sg *sgroup, b *wire.Batch) {
 		s.mu.Unlock()
 		return // the new primary does not know yet; its word comes with a newer map
 	}
-	from, missed := g.Recovered, g.Resumes != had+1
-	if missed {
-		from = 0 // what the resumes between recovered is not known: everything, to be sure
+	from := g.Recovered
+	if g.Resumes != had+1 { // what the resumes between recovered is not known: everything that is not there for sure
+		from = sg.keep.certain(g.Forced)
 	}
+	// A force since then may have given these numbers to other changes: what survived of it does not say that ours did.
+	gone := func(it *retainedItem) bool { return it.lsn > from || it.term < g.Forced }
 	s.account(-sg.keep.dropIf(func(it *retainedItem) bool {
-		if it.lsn <= from || it.sole && missed && g.Forced <= it.term {
+		if !gone(it) {
 			return false
 		}
 		why := s.mayNotResend(g, had, it)
@@ -85,7 +87,7 @@ func (s *session) resume(sg *sgroup, b *wire.Batch) {
 		}
 		return why != nil
 	}))
-	items := sg.keep.beyond(from)
+	items := sg.keep.ordered(gone)
 	if len(items) == 0 {
 		s.resumed(sg, g.Resumes)
 		s.releaseHeld(sg, b)

@@ -144,11 +144,22 @@ func (k *retained) remove(it *retainedItem) {
 	*k = list
 }
 
-// beyond lists the items with higher numbers that can be sent again, in the order in which they were first done.
-func (k *retained) beyond(lsn uint64) []*retainedItem {
+// certain is the highest number that is there for sure, whatever resumed: that of a sole write since the last force. A group is always at a prefix of its
+// numbers (R1), so everything below is there too, and must not be sent again: it would land on top of the sole write, which is not.
+func (k *retained) certain(forced uint64) (lsn uint64) {
+	for it := k.first; it != nil; it = it.next {
+		if it.sole && it.term >= forced {
+			lsn = max(lsn, it.lsn)
+		}
+	}
+	return lsn
+}
+
+// ordered lists the items that f picks, in the order in which they were first done.
+func (k *retained) ordered(f func(*retainedItem) bool) []*retainedItem {
 	var list []*retainedItem
 	for it := k.first; it != nil; it = it.next {
-		if it.lsn > lsn && !it.sole {
+		if f(it) {
 			list = append(list, it)
 		}
 	}

@@ -70,6 +70,7 @@ type Engine struct {
 
 	mapMu   sync.Mutex    // one MapChanged at a time
 	applied chan struct{} // closed and replaced when a newer map is in use
+	inUse   uint64        // the index of the newest map that all groups have taken into use
 
 	early    sparse
 	pace     pace
@@ -206,6 +207,7 @@ func (e *Engine) MapChanged(m *state.Map) {
 	e.closings.mapChanged(m)
 	e.resyncer.poke()
 	e.mu.Lock()
+	e.inUse = m.Index
 	close(e.applied)
 	e.applied = make(chan struct{})
 	e.mu.Unlock()
@@ -234,13 +236,14 @@ func sameNodes(a, b []*state.Node) bool {
 	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
 }
 
-// waitApplied waits until a map of at least this index is in use.
+// waitApplied waits until a map of at least this index is in use by every group: one that has not taken it yet would believe a change of its set undone that is
+// decided (R9).
 func (e *Engine) waitApplied(ctx context.Context, index uint64) error {
 	for {
 		e.mu.Lock()
-		ch := e.applied
+		ch, done := e.applied, e.inUse >= index
 		e.mu.Unlock()
-		if e.agreed().Index >= index {
+		if done {
 			return nil
 		}
 		select {

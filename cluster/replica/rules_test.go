@@ -3,6 +3,8 @@ package replica
 import (
 	"bytes"
 	"context"
+	"runtime"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -213,4 +215,37 @@ func TestR10BelowMinCopiesWritesWait(t *testing.T) {
 		r.whole(20 * time.Second)
 		r.equal()
 	})
+}
+
+// TestR9DecidedMeansTakenIntoUse: who proposed a change of a set may take it for decided only when the group goes by the new set. In between neither the proposal
+// nor the set would have its commits wait for who joins.
+func TestR9DecidedMeansTakenIntoUse(t *testing.T) {
+	c := newCluster(t, 2, 2, 4)
+	c.whole(10 * time.Second)
+	e := c.nodes[0].e
+	list := c.a.cur().Groups
+	g := e.group(list[len(list)-1].ID)
+	g.mu.Lock() // it takes no map into use
+	m := *c.a.cur()
+	m.Index += 1000 // nothing newer comes from the authority
+	m.Groups = slices.Clone(m.Groups)
+	changed := *m.Groups[len(list)-1]
+	m.Groups[len(list)-1] = &changed
+	mapped, waited := make(chan struct{}), make(chan error, 1)
+	go func() { e.MapChanged(&m); close(mapped) }()
+	for e.agreed().Index < m.Index {
+		runtime.Gosched()
+	}
+	go func() { waited <- e.waitApplied(t.Context(), m.Index) }()
+	for range 10000 {
+		runtime.Gosched()
+	}
+	if len(waited) > 0 {
+		t.Error("a map is in use, before its groups know it")
+	}
+	g.mu.Unlock()
+	<-mapped
+	if err := <-waited; err != nil {
+		t.Error(err)
+	}
 }
