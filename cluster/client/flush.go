@@ -32,7 +32,7 @@ func (s *session) flush(op *Op, b *wire.Batch) {
 		s.mu.Unlock()
 		return
 	}
-	if len(s.dirty) == 0 && !s.inherit && !s.shared {
+	if len(s.dirty) == 0 && !s.inherit && !s.shared && s.deadErr() == nil {
 		s.mu.Unlock()
 		op.Done(op, b)
 		return
@@ -50,6 +50,7 @@ func (r *round) join(op *Op) {
 // begin starts a round. mu is held, and released.
 func (s *session) begin(r *round, b *wire.Batch) {
 	s.round = r
+	r.err = s.deadErr()                        // a dead session keeps nothing, so no group counts as dirty; that makes nothing durable
 	if s.inherit || s.shared && r.ops != nil { // others' writes are covered too: that is what NBD's multi-conn promises
 		s.inheritAll()
 	}

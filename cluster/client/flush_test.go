@@ -528,3 +528,45 @@ func TestR17ResentPiecesHoldTheirPayload(t *testing.T) {
 		closeAll(t, c, d)
 	})
 }
+
+// TestR17NoFlushSucceedsInADeadSession: flushes wait for a group, one of them for the round of another, when the session is taken away. What they should have
+// made durable is no longer kept, and must not count as clean.
+func TestR17NoFlushSucceedsInADeadSession(t *testing.T) {
+	each(t, 3, func(t *testing.T, f *fake, c *Client) {
+		d := open(t, c, "alpha")
+		if err := flush(d); err != nil { // the first one covers what earlier sessions wrote
+			t.Fatal(err)
+		}
+		if err := write(d, 0, pattern(4096, 1)); err != nil {
+			t.Fatal(err)
+		}
+		f.setFault(func(_ state.NodeID, r *wire.Request) verdict {
+			if r.Kind == wire.KindFlush {
+				return behind
+			}
+			return serve
+		})
+		var list []chan error
+		for range 3 {
+			list = append(list, start(d, &Op{Kind: wire.KindFlush}))
+		}
+		time.Sleep(time.Second)
+		var b wire.Batch
+		d.s.kill(fmt.Errorf("killed: %w", syscall.EIO), &b)
+		b.End()
+		for i, done := range list {
+			if err := <-done; !errors.Is(err, syscall.EIO) {
+				t.Errorf("flush %d of a session that was taken away: %v", i+1, err)
+			}
+		}
+		// One that was let in just before, and comes to it just after.
+		op, done := &Op{Kind: wire.KindFlush, s: d.s}, make(chan error, 1)
+		op.Done = func(op *Op, _ *wire.Batch) { done <- op.Err }
+		d.s.flush(op, &b)
+		b.End()
+		if err := <-done; !errors.Is(err, syscall.EIO) {
+			t.Errorf("flush that was let in before: %v", err)
+		}
+		closeAll(t, c, d)
+	})
+}

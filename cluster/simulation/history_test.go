@@ -176,7 +176,7 @@ func (v *volume) liveAt(l loss) *session {
 		return nil
 	}
 	for _, s := range v.sessions {
-		if s.born > l.before {
+		if s.born > l.before || s.told.Load() { // one that was told of a loss has not sent all again
 			continue
 		}
 		for _, e := range v.events {

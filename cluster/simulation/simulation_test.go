@@ -50,18 +50,23 @@ var (
 	simFirst  = flag.Uint64("sim.first", 0, "first seed; 0: by chance, so that every run has new ones")
 	simFaults = flag.Int("sim.faults", 10, "faults in one run")
 	simLong   = flag.Int("sim.long", 0, "faults in the life of one cluster, after which its memory is as before; 0: not")
+	simCopies = flag.Int("sim.copies", 0, "copies of each object; 0: two or three, by the seed")
 	simShared = flag.Bool("sim.shared", true, "one of the volumes is shared by two clients")
 )
 
 func TestSimulation(t *testing.T) {
 	first, n := *simFirst, *simSeeds
+	as := ""
+	if *simCopies > 0 {
+		as = fmt.Sprint(" -sim.copies ", *simCopies)
+	}
 	if first == 0 {
 		first = 1_000_000 + rand.Uint64N(1e9)
 	}
 	if *simSeed != 0 {
 		first, n = *simSeed, *simRepeat
 	} else { // at once, not with the test's log: a run that comes to no end shall have said it
-		fmt.Printf("seeds %d to %d: go test ./cluster/simulation -run 'TestSimulation$' -sim.first %d -sim.seeds %d\n", first, first+uint64(n)-1, first, n)
+		fmt.Printf("seeds %d to %d: go test ./cluster/simulation -run 'TestSimulation$' -sim.first %d -sim.seeds %d%s\n", first, first+uint64(n)-1, first, n, as)
 	}
 	for i := range n {
 		seed := first
@@ -73,7 +78,7 @@ func TestSimulation(t *testing.T) {
 			ended := false
 			defer func() {
 				if t.Failed() || !ended {
-					t.Logf("replay with -sim.seed=%d, and -sim.repeat=20 if it passes then: go test ./cluster/simulation -run 'TestSimulation$' -sim.seed=%d", seed, seed)
+					t.Logf("replay with -sim.seed=%d, and -sim.repeat=20 if it passes then: go test ./cluster/simulation -run 'TestSimulation$' -sim.seed=%d%s", seed, seed, as)
 				}
 			}()
 			simulate(t, seed)
@@ -122,6 +127,9 @@ func (w *world) build() bool {
 	copies := 3
 	if r.IntN(6) == 0 {
 		copies = 2
+	}
+	if *simCopies > 0 {
+		copies = *simCopies
 	}
 	zones := r.IntN(3) == 0 && n >= 5
 	for i := range n {

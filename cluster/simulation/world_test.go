@@ -298,6 +298,9 @@ func (w *world) end(power bool, list ...*machine) {
 			m.useDisk(m.disk.Cut())
 			w.cuts++
 		} else {
+			if w.copies == 1 && m.faults.any.Load() { // what its disk did not take, nobody else has
+				w.cuts++
+			}
 			m.useDisk(m.disk.Kill())
 		}
 		ended = append(ended, m.node)
