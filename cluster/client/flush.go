@@ -50,7 +50,8 @@ func (r *round) join(op *Op) {
 // begin starts a round. mu is held, and released.
 func (s *session) begin(r *round, b *wire.Batch) {
 	s.round = r
-	r.err = s.deadErr()                        // a dead session keeps nothing, so no group counts as dirty; that makes nothing durable
+	// A dead session keeps nothing, so no group counts as dirty. That makes nothing durable.
+	r.err = s.deadErr()
 	if s.inherit || s.shared && r.ops != nil { // others' writes are covered too: that is what NBD's multi-conn promises
 		s.inheritAll()
 	}
