@@ -18,7 +18,7 @@ func TestWriteBehind(t *testing.T) {
 		sim, _, s := simStore(t, nil)
 		begun := make(chan string, 1)
 		var hold atomic.Pointer[chan struct{}]
-		sim.Before = func(op, name string) error {
+		sim.Before(func(op, name string) error {
 			if op != "writebehind" {
 				return nil
 			}
@@ -30,7 +30,7 @@ func TestWriteBehind(t *testing.T) {
 			default:
 			}
 			return fails
-		}
+		})
 		g := s.Group(1)
 		const blocks = 32
 		for i := range writeBehindBytes / (blocks * BlockSize) {
@@ -77,6 +77,6 @@ func TestWriteBehind(t *testing.T) {
 		if fails == syscall.EIO && (!errors.Is(err, ErrDiskFailed) || !errors.Is(err, syscall.EIO)) || fails != syscall.EIO && err != nil {
 			t.Errorf("write-back that ended with %v: the sync says %v", fails, err)
 		}
-		sim.Before = nil
+		sim.Before(nil)
 	}
 }

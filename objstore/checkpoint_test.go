@@ -14,12 +14,12 @@ func TestRule6CheckpointRests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const objects, sync, interval = 8, 50 * time.Millisecond, 10 * time.Second
 		sim := simfs.New(1)
-		sim.Before = func(op, name string) error {
+		sim.Before(func(op, name string) error {
 			if op == "sync" {
 				time.Sleep(sync)
 			}
 			return nil
-		}
+		})
 		cfg := simConfig(sim) // two open files: each object is a wave
 		cfg.CheckpointInterval, cfg.JournalBytesMax = interval, 16<<20
 		if err := Create(cfg, testIdentity); err != nil {

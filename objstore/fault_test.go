@@ -100,7 +100,7 @@ func runFaults(seed uint64, op string, fault func(call int64) error) (hit bool, 
 	off.Store(true)
 	w, err := newWorldWith(seed, func(c *Config) {
 		c.ReserveBytes = 64 << 10
-		c.FS.(*simfs.FS).Before = func(o, name string) error {
+		c.FS.(*simfs.FS).Before(func(o, name string) error {
 			if o != op || off.Load() {
 				return nil
 			}
@@ -109,7 +109,7 @@ func runFaults(seed uint64, op string, fault func(call int64) error) (hit bool, 
 				failed.Store(true)
 			}
 			return err
-		}
+		})
 	})
 	if err != nil {
 		return false, err
@@ -247,12 +247,12 @@ func TestRule8SyncFailsOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	var once atomic.Bool
-	fs.Before = func(op, name string) error {
+	fs.Before(func(op, name string) error {
 		if op == "sync" && once.CompareAndSwap(true, false) {
 			return syscall.EIO
 		}
 		return nil
-	}
+	})
 	s := reopen(t, cfg)
 	g := s.Group(1)
 	stage(t, g, Entry{Kind: KindWrite, Key: 1 << 32, Vid: 1, Gen: 1, Data: fill(1, 1)})
@@ -388,13 +388,13 @@ func hangAt(t *testing.T, op string, k int) bool {
 	release := make(chan struct{})
 	w, err := newWorldWith(uint64(k%5), func(c *Config) {
 		c.ReserveBytes, c.HangTimeout, c.Detached = 64<<10, limit, true
-		c.FS.(*simfs.FS).Before = func(o, name string) error {
+		c.FS.(*simfs.FS).Before(func(o, name string) error {
 			if o == op && !off.Load() && calls.Add(1) == int64(k) {
 				hung.Store(true)
 				<-release
 			}
 			return nil
-		}
+		})
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -461,12 +461,12 @@ func TestHangMayNotEnd(t *testing.T) {
 		}
 		release := make(chan struct{})
 		var hangs atomic.Bool
-		sim.Before = func(op, name string) error {
+		sim.Before(func(op, name string) error {
 			if op == "sync" && hangs.Load() {
 				<-release
 			}
 			return nil
-		}
+		})
 		s, err := Open(cfg)
 		if err != nil {
 			t.Fatal(err)
@@ -509,12 +509,12 @@ func TestHangIsNoticed(t *testing.T) {
 			}
 			release := make(chan struct{})
 			var hangs atomic.Bool
-			sim.Before = func(op, name string) error {
+			sim.Before(func(op, name string) error {
 				if op == "sync" && hangs.Load() {
 					<-release
 				}
 				return nil
-			}
+			})
 			s, err := Open(cfg)
 			if err != nil {
 				t.Fatal(err)
@@ -579,7 +579,7 @@ func TestNoDescriptorLeft(t *testing.T) {
 		t.Fatal(err)
 	}
 	refused := 0
-	sim.Before = func(op, name string) error {
+	sim.Before(func(op, name string) error {
 		if op != "open" && op != "create" || !strings.Contains(name, "/obj/") {
 			return nil
 		}
@@ -590,12 +590,12 @@ func TestNoDescriptorLeft(t *testing.T) {
 		}
 		refused++
 		return syscall.EMFILE
-	}
+	})
 	for i := range objects {
 		wantRead(t, g, MakeKey(1, uint32(i)), []VidGen{{1, 1}}, 0, fill(1+uint64(i), 1))
 	}
 	if refused == 0 || s.Err() != nil {
 		t.Errorf("%d refused, %v", refused, s.Err())
 	}
-	sim.Before = nil
+	sim.Before(nil)
 }

@@ -207,7 +207,7 @@ func TestRule2NamesOfARunningRound(t *testing.T) {
 		g := s.Group(1)
 		stage(t, g, Entry{Kind: KindWrite, Key: MakeKey(1, 1), Vid: 1, Gen: 1, Data: fill(1, 8)})
 		var begun atomic.Bool
-		sim.Before = func(op, name string) error {
+		sim.Before(func(op, name string) error {
 			if op == "syncdir" && strings.HasPrefix(name, "/obj") && begun.CompareAndSwap(false, true) {
 				go func() {
 					s.Checkpoint()
@@ -221,7 +221,7 @@ func TestRule2NamesOfARunningRound(t *testing.T) {
 				}
 			}
 			return nil
-		}
+		})
 		s.SyncWait()
 		abandonStore(s)
 		s = after(t, cfg, sim.Cut())
@@ -241,13 +241,13 @@ func TestRule8WriteErrorsEndTheDisk(t *testing.T) {
 		g := s.Group(1)
 		op, name, _ := strings.Cut(at, " ")
 		hit := false
-		sim.Before = func(o, n string) error {
+		sim.Before(func(o, n string) error {
 			if o == op && n == name {
 				hit = true
 				return syscall.EIO
 			}
 			return nil
-		}
+		})
 		for range 200 {
 			e := Entry{Kind: KindWrite, Key: MakeKey(1, 1), Vid: 1, Gen: 1, Count: 1, Data: fill(1, 1), Number: Number{1, g.Last().LSN + 1}}
 			e.SumData()
@@ -283,7 +283,7 @@ func TestRule8ErrorIsToldOnce(t *testing.T) {
 		name := filepath.Join("/obj/00000001", MakeKey(1, 1).String())
 		first := true
 		done := make(chan error, 1)
-		sim.Before = func(op, n string) error {
+		sim.Before(func(op, n string) error {
 			if op == "sync" && n == name && first {
 				first = false
 				go func() { done <- s.Checkpoint() }()
@@ -291,7 +291,7 @@ func TestRule8ErrorIsToldOnce(t *testing.T) {
 				return syscall.EIO
 			}
 			return nil
-		}
+		})
 		if err := s.SyncWait(); !errors.Is(err, ErrDiskFailed) {
 			t.Fatal(err)
 		}
@@ -320,13 +320,13 @@ func TestRule8OpenAfterAFailedSync(t *testing.T) {
 			stage(t, g, Entry{Kind: KindWrite, Key: MakeKey(1, 1), Vid: 1, Gen: 1, Data: fill(2, 8)})
 			stage(t, g, Entry{Kind: KindWrite, Key: MakeKey(1, 1), Vid: 1, Gen: 1, First: 9, Data: fill(2, 2)})
 			once := false
-			sim.Before = func(op, n string) error {
+			sim.Before(func(op, n string) error {
 				if op == "sync" && n == name && !once {
 					once = true
 					return syscall.EIO
 				}
 				return nil
-			}
+			})
 			if s.SyncWait() == nil {
 				s.Checkpoint()
 			}
@@ -519,14 +519,14 @@ func TestDroppedGroupLeavesNothing(t *testing.T) {
 	}
 	var left *simfs.FS
 	removed := 0
-	sim.Before = func(op, name string) error {
+	sim.Before(func(op, name string) error {
 		if op == "remove" && strings.HasPrefix(name, "/obj") {
 			if removed++; removed == 5 {
 				left = sim.Cut()
 			}
 		}
 		return nil
-	}
+	})
 	if err := s.DropGroup(1); err != nil {
 		t.Fatal(err)
 	}
@@ -558,16 +558,16 @@ func TestSegmentSizeChanges(t *testing.T) {
 	abandonStore(s)
 	other := cfg
 	other.SegmentBytes, other.JournalBytesMax, other.CheckpointBytes = 1<<30, 4<<30, 0
-	sim.Before = func(op, name string) error {
+	sim.Before(func(op, name string) error {
 		if op == "create" && strings.HasPrefix(name, "/journal") { // gigabytes of zeros, in memory
 			return syscall.EIO
 		}
 		return nil
-	}
+	})
 	if _, err := Open(other); !errors.Is(err, syscall.EIO) {
 		t.Fatal(err)
 	}
-	sim.Before = nil
+	sim.Before(nil)
 	g = reopen(t, cfg).Group(1)
 	if g.Last() != last {
 		t.Fatalf("at %v, want %v", g.Last(), last)
@@ -582,12 +582,12 @@ func TestSegmentSizeChanges(t *testing.T) {
 func TestFailedWriteLeavesNoFile(t *testing.T) {
 	sim, _, s := simStore(t, nil)
 	g := s.Group(1)
-	sim.Before = func(op, name string) error {
+	sim.Before(func(op, name string) error {
 		if op == "write" && strings.HasSuffix(name, MakeKey(1, 5).String()) {
 			return syscall.ENOSPC
 		}
 		return nil
-	}
+	})
 	e := Entry{Kind: KindWrite, Key: MakeKey(1, 5), Vid: 1, Gen: 1, Count: 8, Data: fill(1, 8), Number: Number{1, 1}}
 	e.SumData()
 	if err := g.Stage(&e); !errors.Is(err, syscall.ENOSPC) {
@@ -621,13 +621,13 @@ func TestRule2ObjectComesBack(t *testing.T) {
 	}
 	stage(t, g, Entry{Kind: KindDelete, Key: key, Vid: 1, Gen: 1})
 	once := false
-	sim.Before = func(op, name string) error {
+	sim.Before(func(op, name string) error {
 		if op == "write" && name == "/catalog" && !once {
 			once = true
 			stage(t, g, back)
 		}
 		return nil
-	}
+	})
 	if err := s.Checkpoint(); err != nil {
 		t.Fatal(err)
 	}
@@ -635,17 +635,17 @@ func TestRule2ObjectComesBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 3 { // these write the table, and their commit finds no space
-		sim.Before = func(op, name string) error {
+		sim.Before(func(op, name string) error {
 			if op == "write" && name == "/catalog" {
 				return syscall.ENOSPC
 			}
 			return nil
-		}
+		})
 		if err := s.Checkpoint(); !errors.Is(err, syscall.ENOSPC) {
 			t.Fatal(err)
 		}
 	}
-	sim.Before = nil
+	sim.Before(nil)
 	abandonStore(s)
 	left := sim.Clone()
 	s = after(t, cfg, left)
@@ -683,17 +683,17 @@ func TestCreateOnAFailingDisk(t *testing.T) {
 	for k := 1; ; k++ {
 		sim := simfs.New(uint64(k))
 		calls := 0
-		sim.Before = func(op, name string) error {
+		sim.Before(func(op, name string) error {
 			if calls++; calls == k {
 				return syscall.EIO
 			}
 			return nil
-		}
+		})
 		err := Create(simConfig(sim), testIdentity)
 		if calls < k {
 			return
 		}
-		sim.Before = nil
+		sim.Before(nil)
 		if err == nil {
 			err = ErrExists
 		} else {
@@ -727,7 +727,7 @@ func TestCopySyncCountsWhatItCovered(t *testing.T) {
 	}
 	put(512)
 	once := false
-	sim.Before = func(op, name string) error {
+	sim.Before(func(op, name string) error {
 		if op == "sync" && strings.HasPrefix(name, "/obj") && !once {
 			once = true
 			for range 3 {
@@ -736,7 +736,7 @@ func TestCopySyncCountsWhatItCovered(t *testing.T) {
 			put(512)
 		}
 		return nil
-	}
+	})
 	if err := c.Sync(); err != nil {
 		t.Fatal(err)
 	}

@@ -101,13 +101,13 @@ func (l *lives) arm() {
 	case 1, 2:
 		l.eio.Store(int64(1 + l.r.IntN(6)))
 	}
-	l.fs.Before = func(op, name string) error {
+	l.fs.Before(func(op, name string) error {
 		if op != "sync" || l.eio.Load() <= 0 || l.eio.Add(-1) != 0 {
 			return nil
 		}
 		l.failed.Store(true)
 		return syscall.EIO
-	}
+	})
 }
 
 // live does some steps. An error is one that neither a cut nor a failed sync explains.
@@ -150,7 +150,7 @@ func (l *lives) again() error {
 			l.fs = l.fs.Cut()
 			l.note("cut")
 		}
-		l.fs.Before = nil
+		l.fs.Before(nil)
 		l.between()
 		l.failed.Store(false)
 		if try < 6 && l.r.IntN(3) == 0 {
@@ -163,7 +163,7 @@ func (l *lives) again() error {
 				l.kept++
 			}
 			l.note("opened, %d checkpoints", l.s.m.checkpoints.Load())
-			l.fs.Before = nil
+			l.fs.Before(nil)
 			return nil
 		}
 		if !l.fs.Off() && !l.failed.Load() {

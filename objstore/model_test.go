@@ -286,7 +286,7 @@ func (w *world) step() error {
 		w.note("kill")
 		abandonStore(w.s)
 		err := w.reopen()
-		if err == nil && w.fs.Before == nil && w.long && w.rng.IntN(3) == 0 { // and soon the power goes as well
+		if err == nil && !w.fs.Hooked() && w.long && w.rng.IntN(3) == 0 { // and soon the power goes as well
 			w.fs.CutAtSync(1 + w.rng.IntN(8))
 		}
 		return err
@@ -320,7 +320,7 @@ func (w *world) scrub(gid GroupID) error {
 			}
 		}
 	}
-	if found := w.s.m.scrubBad.Load() - bad; found > known && !w.fs.Off() && w.fs.Before == nil {
+	if found := w.s.m.scrubBad.Load() - bad; found > known && !w.fs.Off() && !w.fs.Hooked() {
 		return fmt.Errorf("scrub found %d bad blocks, %d are known: %w", found, known, errModel)
 	}
 	return nil

@@ -259,7 +259,7 @@ func wrapInCheckpoint(seed uint64) error {
 	}
 	var failed error
 	once := false
-	w.fs.Before = func(op, name string) error {
+	w.fs.Before(func(op, name string) error {
 		if op != "write" || name != "/catalog" || once {
 			return nil
 		}
@@ -272,7 +272,7 @@ func wrapInCheckpoint(seed uint64) error {
 		}
 		w.fs.CutAtSync(1)
 		return nil
-	}
+	})
 	if err := w.s.Checkpoint(); err == nil || failed != nil {
 		return fmt.Errorf("checkpoint %v, writes %v", err, failed)
 	}
@@ -313,13 +313,13 @@ func writeBehindCut(seed uint64) error {
 	w.settled()
 	var failed error
 	once := false
-	w.fs.Before = func(op, name string) error {
+	w.fs.Before(func(op, name string) error {
 		if op == "write" && strings.HasSuffix(name, MakeKey(1, 0).String()) && !once {
 			once = true
 			failed = write(1)
 		}
 		return nil
-	}
+	})
 	if err := w.s.Checkpoint(); err != nil || failed != nil || !once {
 		return fmt.Errorf("checkpoint %v, write %v", err, failed)
 	}

@@ -80,13 +80,13 @@ func TestRule9JournalGoesOn(t *testing.T) {
 // failSync has the next sync of a file whose name ends so fail.
 func failSync(sim *simfs.FS, name string) (failed *bool) {
 	failed = new(bool)
-	sim.Before = func(op, n string) error {
+	sim.Before(func(op, n string) error {
 		if op == "sync" && strings.HasSuffix(n, name) && !*failed {
 			*failed = true
 			return syscall.EIO
 		}
 		return nil
-	}
+	})
 	return failed
 }
 
@@ -126,7 +126,7 @@ func droppedOnce() error {
 	if err != nil || lost == nil {
 		return fmt.Errorf("first life: %v; its last sync: %v", err, lost)
 	}
-	sim.Before = nil
+	sim.Before(nil)
 	if s, err = Open(cfg); err != nil {
 		return err
 	}
@@ -170,7 +170,7 @@ func TestRule9SegmentInMemoryOnly(t *testing.T) {
 				t.Fatal("another sync failed")
 			}
 			abandonStore(s)
-			sim.Before = nil
+			sim.Before(nil)
 			s = reopen(t, cfg)
 			g = s.Group(1)
 			for range 3 {
@@ -205,19 +205,19 @@ func TestRule9RotBringsNothingBack(t *testing.T) {
 	}
 	torn := alignUp(s.j.endNow().off(), BlockSize)
 	name, once := segmentName("/", s.j.cur.index), false
-	sim.Before = func(op, n string) error {
+	sim.Before(func(op, n string) error {
 		if op == "sync" && n == name && !once {
 			once = true
 			stage(t, s.Group(2), Entry{Kind: KindWrite, Key: b, Vid: 1, Gen: 1, Data: pattern(1000)})
 			return s.j.commit()
 		}
 		return nil
-	}
+	})
 	if err := write4k(s.Group(1), a, 0, pattern(3)); err != nil {
 		t.Fatal(err)
 	}
 	abandonStore(s)
-	sim.Before = nil
+	sim.Before(nil)
 	sim = sim.Clone()
 	f, err := sim.Open(name)
 	if err != nil {
@@ -257,16 +257,16 @@ func TestRule7OneSegment(t *testing.T) {
 		t.Fatal(err)
 	}
 	cfg.SegmentBytes, cfg.JournalBytesMax = 512<<10, 4<<20
-	sim.Before = func(op, n string) error {
+	sim.Before(func(op, n string) error {
 		if op == "create" && n == segmentName("/", 1) {
 			return syscall.EIO
 		}
 		return nil
-	}
+	})
 	if _, err := Open(cfg); !errors.Is(err, syscall.EIO) {
 		t.Fatal(err)
 	}
-	sim.Before = nil
+	sim.Before(nil)
 	s = reopen(t, cfg)
 	if s.j.made.Load() < journalSegsMin {
 		t.Fatalf("a journal of %d segments", s.j.made.Load())
@@ -289,7 +289,7 @@ func TestRule8CheckpointBesideFailedSync(t *testing.T) {
 	stage(t, g, Entry{Kind: KindWrite, Key: key, Vid: 1, Gen: 1, Data: fill(2, 8)})
 	first, failed := true, false
 	var lost error
-	sim.Before = func(op, name string) error {
+	sim.Before(func(op, name string) error {
 		switch {
 		case op == "write" && strings.HasPrefix(name, "/obj") && first:
 			first = false
@@ -299,11 +299,11 @@ func TestRule8CheckpointBesideFailedSync(t *testing.T) {
 			return syscall.EIO
 		}
 		return nil
-	}
+	})
 	if err := s.Checkpoint(); err == nil || !errors.Is(lost, ErrDiskFailed) {
 		t.Errorf("checkpoint: %v; sync: %v", err, lost)
 	}
-	sim.Before = nil
+	sim.Before(nil)
 	abandonStore(s)
 	if g = after(t, cfg, sim.Cut()).Group(1); g.Last() != synced {
 		wantRead(t, g, key, []VidGen{{1, 1}}, 0, fill(2, 8))

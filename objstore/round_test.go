@@ -38,13 +38,13 @@ func TestSyncHere(t *testing.T) {
 	began, goOn := make(chan struct{}), make(chan struct{})
 	var held atomic.Bool
 	held.Store(true)
-	sim.Before = func(op, name string) error {
+	sim.Before(func(op, name string) error {
 		if op == "sync" && strings.Contains(name, "/journal/") && held.Swap(false) {
 			close(began)
 			<-goOn
 		}
 		return nil
-	}
+	})
 	dirty(t, s)
 	first := make(chan error, 1)
 	s.Sync(func(err error) { first <- err })
@@ -73,7 +73,7 @@ func TestSyncHere(t *testing.T) {
 	if here() {
 		t.Error("somebody was made to wait for a slow disk")
 	}
-	sim.Before = nil
+	sim.Before(nil)
 }
 
 // TestAnswersMayWaitForTheNextRound: whom a round answers may take locks whose holders wait for the next one (waitDirty, under a group's lock). Both who syncs here and the syncer's
@@ -107,7 +107,7 @@ func TestAnswersDoNotWaitForEachOther(t *testing.T) {
 		began, goOn := make(chan struct{}), make(chan struct{})
 		var held atomic.Bool
 		held.Store(true)
-		sim.Before = func(op, name string) error {
+		sim.Before(func(op, name string) error {
 			if op == "sync" && held.Swap(false) {
 				close(began)
 				<-goOn
@@ -116,7 +116,7 @@ func TestAnswersDoNotWaitForEachOther(t *testing.T) {
 				}
 			}
 			return nil
-		}
+		})
 		const n = 5
 		var told, all sync.WaitGroup
 		told.Add(n - 1)
@@ -139,7 +139,7 @@ func TestAnswersDoNotWaitForEachOther(t *testing.T) {
 		}
 		close(goOn)
 		all.Wait()
-		sim.Before = nil
+		sim.Before(nil)
 
 		if ends {
 			continue
@@ -162,12 +162,12 @@ func TestSyncHereOfADiskThatHangs(t *testing.T) {
 	sim, _, s := simStore(t, func(c *Config) { c.HangTimeout = 200 * time.Millisecond })
 	dirty(t, s)
 	goOn := make(chan struct{})
-	sim.Before = func(op, name string) error {
+	sim.Before(func(op, name string) error {
 		if op == "sync" {
 			<-goOn
 		}
 		return nil
-	}
+	})
 	answers := make(chan error, 3)
 	left := make(chan struct{})
 	go func() {

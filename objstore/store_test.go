@@ -319,12 +319,12 @@ func TestCopyWritesRuns(t *testing.T) {
 			waitFor(t, func() bool { return s.spares.n.Load() == 0 }) // they are taken while they are given back
 		}
 		writes, before := 0, chunks()
-		sim.Before = func(op, at string) error {
+		sim.Before(func(op, at string) error {
 			if op == "write" && at == name {
 				writes++
 			}
 			return nil
-		}
+		})
 		c, err := g.NewCopy(key)
 		if err != nil {
 			t.Fatal(err)

@@ -21,13 +21,13 @@ type hangingDisk struct {
 
 func newHangingDisk(dir, kind string) *hangingDisk {
 	d := &hangingDisk{FS: simfs.New(5), release: make(chan struct{})}
-	d.Before = func(op, name string) error {
+	d.Before(func(op, name string) error {
 		if d.hangs.Load() && (kind == "" || op == kind) && strings.HasPrefix(name, dir+"/") {
 			d.held.Add(1)
 			<-d.release
 		}
 		return nil
-	}
+	})
 	return d
 }
 

@@ -236,12 +236,12 @@ func TestRule21DiskThatHangsIsNotWaitedFor(t *testing.T) {
 			t.Fatal(err)
 		}
 		release := make(chan struct{})
-		sim.Before = func(op, name string) error {
+		sim.Before(func(op, name string) error {
 			if op == "sync" && strings.Contains(name, incarnationsMeta) {
 				<-release
 			}
 			return nil
-		}
+		})
 		start := time.Now()
 		if err := setIncarnations(st, []uint64{1, 2, 3}); !errors.Is(err, objstore.ErrDiskFailed) || time.Since(start) > cfg.HangTimeout+time.Second {
 			t.Errorf("a disk that hangs: %v after %s", err, time.Since(start))

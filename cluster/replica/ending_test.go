@@ -40,12 +40,12 @@ func TestR19TakeoverWhileAResyncEnds(t *testing.T) {
 		}
 		b.fs = old // it is far behind
 		var slow atomic.Bool
-		old.Before = func(op, _ string) error {
+		old.Before(func(op, _ string) error {
 			if slow.Load() && op == "sync" {
 				time.Sleep(time.Second)
 			}
 			return nil
-		}
+		})
 		a.start()
 		b.start()
 		slow.Store(true)

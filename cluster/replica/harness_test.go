@@ -137,8 +137,8 @@ func (n *testNode) tell(m *state.Map) {
 // start begins a new incarnation.
 func (n *testNode) start() {
 	t := n.a.t
-	if n.fs.Before == nil {
-		n.fs.Before = n.failing
+	if !n.fs.Hooked() {
+		n.fs.Before(n.failing)
 	}
 	store, err := objstore.Open(n.config())
 	if err != nil {
@@ -336,7 +336,7 @@ func newCluster(t testing.TB, nodes, copies, pgs int) *cluster {
 
 func (c *cluster) addNode(i int) *testNode {
 	n := &testNode{a: c.a, net: c.net, host: fmt.Sprintf("h%d", i), uuid: fmt.Sprintf("uuid-%d", i), fs: simfs.New(uint64(i) + 1), maps: make(chan *state.Map, 1)}
-	n.fs.Before = n.failing
+	n.fs.Before(n.failing)
 	if err := n.fs.Mkdir("/d"); err != nil {
 		c.t.Fatal(err)
 	}

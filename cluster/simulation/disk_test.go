@@ -42,7 +42,7 @@ var deadDisks = []*deadDisk{
 }
 
 func (f *diskFaults) on(d *simfs.FS) {
-	d.Before = func(op, name string) error {
+	d.Before(func(op, name string) error {
 		if how := f.dead.Load(); how != nil && strings.HasPrefix(name, f.dir) && (f.left.Load() <= 0 || f.left.Add(-1) < 0) && !how.spares(op) {
 			f.any.Store(true)
 			return how.err
@@ -59,7 +59,7 @@ func (f *diskFaults) on(d *simfs.FS) {
 			return f.fail(&f.syncs)
 		}
 		return nil
-	}
+	})
 }
 
 func (f *diskFaults) fail(left *atomic.Int64) error {

@@ -27,6 +27,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/sheepdog-go/sheepdog/objstore/vfs"
@@ -37,13 +38,7 @@ var ErrPower = errors.New("power is off")
 
 // FS is a simulated file system. Its root directory "/" exists.
 type FS struct {
-	// Before, if set, is called before each call with the operation ("write",
-	// "read", "sync", "syncdir", "syncfs", "create", "link", "open", "remove",
-	// "rename", "mkdir", "punch", "allocate", "truncate", "setxattr",
-	// "getxattr", "size", "writeback", "readdir", "statfs", "lock") and the name. It may wait; its
-	// error becomes the call's, which then does nothing.
-	Before func(op, name string) error
-
+	hook     atomic.Pointer[func(op, name string) error] // of Before
 	mu       sync.Mutex
 	rng      *rand.Rand
 	root     *dir
@@ -355,10 +350,28 @@ func (f *FS) inodeImage(g *FS, i *inode) *inode {
 	return n
 }
 
+// Before has fn called before each call, with the operation ("write", "read",
+// "sync", "syncdir", "syncfs", "create", "link", "open", "remove", "rename",
+// "mkdir", "forget", "punch", "allocate", "truncate", "setxattr", "getxattr",
+// "size", "writebehind", "writeback", "readdir", "statfs", "lock") and the name.
+// It may wait; its error becomes the call's, which then does nothing. nil ends
+// that. It may be set at any time; a call that has begun is still told to the
+// fn of before.
+func (f *FS) Before(fn func(op, name string) error) {
+	if fn == nil {
+		f.hook.Store(nil)
+		return
+	}
+	f.hook.Store(&fn)
+}
+
+// Hooked says whether somebody is called before each call.
+func (f *FS) Hooked() bool { return f.hook.Load() != nil }
+
 // before runs the hook. It returns with the mutex held if err is nil.
 func (f *FS) before(op, name string) error {
-	if f.Before != nil {
-		if err := f.Before(op, name); err != nil {
+	if fn := f.hook.Load(); fn != nil {
+		if err := (*fn)(op, name); err != nil {
 			return &fs.PathError{Op: op, Path: name, Err: err}
 		}
 	}
