@@ -432,6 +432,7 @@ func (p *plan) takeSlots(i int) {
 		for _, r := range p.o.t.alloc(c.at.chunk, b, n, buf[:0]) {
 			m := moved{table: i, block: b, run: r, from: slices.Clone(c.cells[b : b+int(r.n)])}
 			p.moved = append(p.moved, m)
+			p.o.t.writtenSmall(r)
 			for k := range int(r.n) {
 				c.cells[b+k].at = cellSlot | (r.slot + uint32(k))
 			}

@@ -111,11 +111,15 @@ func (c *Copy) alloc(vid Vid, first, count int) (runs []slotRun) {
 		if len(c.put) == 0 {
 			c.next = t.copyPlace()
 		}
-		return t.allocFrom(&c.next, count, nil)
+		runs = t.allocFrom(&c.next, count, nil)
+	} else {
+		home := t.homeOf(vid)
+		for b := first; b < first+count; b++ {
+			runs = t.alloc(home, b, 1, runs)
+		}
 	}
-	home := t.homeOf(vid)
-	for b := first; b < first+count; b++ {
-		runs = t.alloc(home, b, 1, runs)
+	for _, r := range runs {
+		t.writtenSmall(r)
 	}
 	return runs
 }

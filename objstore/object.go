@@ -46,6 +46,7 @@ type tables struct {
 	list   []*table
 	chunks []chunkState
 	used   [][chunkWords]uint64 // data slots that hold something, by chunk
+	whole  []uint64             // groups of slots that no small write was put to since a large one covered them, by chunk; see pageGroup
 	later  []laterFree
 	taken  int // slots taken since the last checkpoint
 
@@ -147,6 +148,7 @@ func (t *tables) grow(chunks int) {
 	}
 	for len(t.used) < chunks {
 		t.used = append(t.used, [chunkWords]uint64{})
+		t.whole = append(t.whole, 0)
 	}
 }
 
@@ -402,6 +404,45 @@ func (t *tables) freeAt(at slotPoint, count int) (c int) {
 		c++
 	}
 	return c
+}
+
+// How slots lie in the page cache. A small write to slots that it does not have
+// puts them there page by page, and there they stay so, whoever writes to them
+// later: 128 KiB then cost the kernel 32 times the bookkeeping instead of once.
+// What a large write is about to replace is dropped from there before.
+
+// pageGroup is how many slots are looked at together.
+const pageGroup = BlocksPerObject / 64
+
+// groupBits are the bits of a chunk's groups from one up to another.
+func groupBits(from, to int) uint64 {
+	if from >= to {
+		return 0
+	}
+	return ^uint64(0) >> (64 - (to - from)) << from
+}
+
+// writtenSmall notes that a run is written by writes of which some may be small.
+func (t *tables) writtenSmall(r slotRun) {
+	k, n, _ := slotPlace(r.slot)
+	t.whole[k] &^= groupBits(n/pageGroup, (n+int(r.n)-1)/pageGroup+1)
+}
+
+// writtenWhole notes that each of the runs is written by one write, and appends
+// to old what of them the page cache may have page by page.
+func (t *tables) writtenWhole(runs, old []slotRun) []slotRun {
+	for _, r := range runs {
+		k, n, _ := slotPlace(r.slot)
+		whole := groupBits((n+pageGroup-1)/pageGroup, (n+int(r.n))/pageGroup)
+		unsure := whole &^ t.whole[k]
+		t.writtenSmall(r)
+		t.whole[k] |= whole
+		if unsure != 0 {
+			from, to := bits.TrailingZeros64(unsure), bits.Len64(unsure)
+			old = append(old, slotRun{dataSlot(k, from*pageGroup), uint32((to - from) * pageGroup)})
+		}
+	}
+	return old
 }
 
 // release frees what checkpoints up to cut have retired and reports the

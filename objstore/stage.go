@@ -171,9 +171,11 @@ func (g *Group) stageLarge(e *Entry) error {
 	o.t.pins++
 	var buf [4]slotRun
 	runs := o.t.alloc(o.t.homeOf(e.Vid), int(e.First), int(e.Count), buf[:0])
+	var bufOld [4]slotRun
+	old := o.t.writtenWhole(runs, bufOld[:0])
 	g.mu.Unlock()
 
-	err = g.s.writeSlots(o, runs, e.Data)
+	err = g.s.writeSlots(o, runs, old, e.Data)
 
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -228,13 +230,17 @@ func slotsOf(runs []slotRun) func(i int) uint32 {
 }
 
 // writeSlots writes data to runs of slots of the object's file, which is
-// created if need be, and has the next sync cover it.
-func (s *Store) writeSlots(o *object, runs []slotRun, data []byte) error {
+// created if need be, and has the next sync cover it. What the page cache has
+// of the runs in old is dropped before.
+func (s *Store) writeSlots(o *object, runs, old []slotRun, data []byte) error {
 	f, err := s.acquireForWrite(o)
 	if err != nil {
 		return err
 	}
 	defer f.release()
+	for _, r := range old {
+		_ = f.f.Forget(int64(r.slot)*BlockSize, int64(r.n)*BlockSize) // it only costs time if they stay
+	}
 	if err := s.writeRuns(f, runs, data); err != nil {
 		return err
 	}

@@ -177,6 +177,10 @@ func (h *watchedFile) StartWriteBack() error { return h.do(callWriteBehind, h.Fi
 
 func (h *watchedFile) WriteBackError() error { return h.do(callWriteBack, h.File.WriteBackError) }
 
+func (h *watchedFile) Forget(off, n int64) error {
+	return h.do(callForget, func() error { return h.File.Forget(off, n) })
+}
+
 func (h *watchedFile) Punch(off, n int64) error {
 	return h.do(callPunch, func() error { return h.File.Punch(off, n) })
 }

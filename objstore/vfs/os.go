@@ -249,6 +249,10 @@ func (f *osFile) WriteBackError() error {
 	return pathError("sync_file_range", f.name, err)
 }
 
+func (f *osFile) Forget(off, n int64) error {
+	return pathError("fadvise", f.name, retry(func() error { return unix.Fadvise(f.fd, off, n, unix.FADV_DONTNEED) }))
+}
+
 func (f *osFile) Punch(off, n int64) error {
 	return pathError("punch", f.name, retry(func() error {
 		return unix.Fallocate(f.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)

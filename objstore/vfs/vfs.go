@@ -66,6 +66,9 @@ type File interface {
 	// not been told of, also where it was behind a SyncFS that succeeded. It
 	// waits for write-back that is under way, and starts none.
 	WriteBackError() error
+	// Forget has the system drop what it keeps in memory of a range, but for
+	// what is not on the disk yet. It promises nothing.
+	Forget(off, n int64) error
 	// Punch gives the space of a range back; it reads as zeros then.
 	Punch(off, n int64) error
 	// Allocate makes sure that the range has its space.

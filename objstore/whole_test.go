@@ -1,0 +1,145 @@
+package objstore
+
+import (
+	"bytes"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+
+	"golang.org/x/sys/unix"
+	"pgregory.net/rapid"
+
+	"github.com/sheepdog-go/sheepdog/objstore/vfs"
+	"github.com/sheepdog-go/sheepdog/objstore/vfs/simfs"
+)
+
+// TestWrittenWholeModel: whatever small and large writes came before, a large one is told of all that lies page by page in the groups that it
+// covers, and of nothing that is not its own.
+func TestWrittenWholeModel(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		const chunks = 2
+		tb := &tables{}
+		tb.grow(chunks)
+		var paged [chunks][BlocksPerObject]bool
+		for range rapid.IntRange(1, 60).Draw(t, "writes") {
+			k := rapid.IntRange(0, chunks-1).Draw(t, "chunk")
+			n := rapid.IntRange(0, BlocksPerObject-1).Draw(t, "slot")
+			most := rapid.SampledFrom([]int{1, 8, 40, BlocksPerObject}).Draw(t, "most")
+			c := rapid.IntRange(1, min(most, BlocksPerObject-n)).Draw(t, "count")
+			r := slotRun{dataSlot(k, n), uint32(c)}
+			if rapid.Bool().Draw(t, "small") {
+				tb.writtenSmall(r)
+				for i := n; i < n+c; i++ {
+					paged[k][i] = true
+				}
+				continue
+			}
+			for _, o := range tb.writtenWhole([]slotRun{r}, nil) {
+				if o.n == 0 || o.slot < r.slot || o.slot+o.n > r.slot+r.n {
+					t.Fatalf("writing %+v drops %+v", r, o)
+				}
+				for i := range o.n {
+					ok, on, _ := slotPlace(o.slot + i)
+					paged[ok][on] = false
+				}
+			}
+			for i := (n + pageGroup - 1) / pageGroup * pageGroup; i < (n+c)/pageGroup*pageGroup; i++ {
+				if paged[k][i] {
+					t.Fatalf("writing %+v leaves slot %d of chunk %d page by page", r, i, k)
+				}
+			}
+		}
+	})
+}
+
+// TestLargeWritesDropPagesOfSmallOnes: where large writes follow large ones nothing is dropped from the page cache; where they come to slots
+// that small ones had, that is dropped once.
+func TestLargeWritesDropPagesOfSmallOnes(t *testing.T) {
+	sim := simfs.New(1)
+	var dropped atomic.Int64
+	sim.Before(func(op, name string) error {
+		if op == "forget" {
+			dropped.Add(1)
+		}
+		return nil
+	})
+	s := openNew(t, simConfig(sim))
+	g := s.Group(1)
+	const blocks = 4 * pageGroup
+	n := uint64(0)
+	write := func(size int) (drops int64) {
+		t.Helper()
+		was := dropped.Load()
+		for b := 0; b < blocks; b += size {
+			n++
+			stage(t, g, Entry{Kind: KindWrite, Key: 1 << 32, Vid: 1, Gen: 1, First: uint16(b), Data: fill(n, size)})
+		}
+		if err := s.Checkpoint(); err != nil {
+			t.Fatal(err)
+		}
+		return dropped.Load() - was
+	}
+	settled := func() {
+		t.Helper()
+		for i := range 4 { // what large writes have in turns
+			if d := write(blocks); i >= 2 && d != 0 {
+				t.Errorf("the %d. large write has %d parts dropped", i+1, d)
+			}
+		}
+	}
+	settled()
+	write(1)
+	if d := write(blocks) + write(blocks); d == 0 {
+		t.Error("a large write over small ones had nothing dropped")
+	}
+	settled()
+}
+
+// TestForget: what is on the disk leaves memory, what is not stays.
+func TestForget(t *testing.T) {
+	var st unix.Statfs_t
+	dir := t.TempDir()
+	if err := unix.Statfs(dir, &st); err != nil {
+		t.Fatal(err)
+	}
+	if st.Type == unix.TMPFS_MAGIC {
+		t.Skip("a tmpfs keeps everything in memory")
+	}
+	f, err := vfs.OS{}.Create(filepath.Join(dir, "f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	data, b := fill(1, 32), make([]byte, 32*BlockSize)
+	inMemory := func() bool {
+		n, err := f.ReadNowait(b, 0)
+		return err == nil && n == len(b)
+	}
+	write := func() {
+		t.Helper()
+		if _, err := f.WriteAt(data, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write()
+	if !inMemory() {
+		t.Skip("this file system does not say what is in memory")
+	}
+	if err := f.Datasync(); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Forget(0, int64(len(data))); err != nil {
+		t.Fatal(err)
+	}
+	if inMemory() {
+		t.Error("what is on the disk is still in memory")
+	}
+	data = fill(2, 32)
+	write()
+	if err := f.Forget(0, int64(len(data))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.ReadAt(b, 0); err != nil || !bytes.Equal(b, data) {
+		t.Errorf("what was not on the disk is lost: %v", err)
+	}
+}
