@@ -170,6 +170,36 @@ func TestRenewal(t *testing.T) {
 	}
 }
 
+// TestExpired: a server's certificate that has run out is used, since not every client looks, and the log says so, at the start and when it takes another's place.
+func TestExpired(t *testing.T) {
+	dir := made(t, "c")
+	var text bytes.Buffer
+	log := slog.New(slog.NewTextHandler(&text, nil))
+	l, err := certificates(dir, false, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text.Len() > 0 {
+		t.Errorf("a good certificate has it say %q", &text)
+	}
+	a, err := OpenAuthority(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Issue(dir, Server, "late", []string{"localhost"}, -time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	pass := passing(l)
+	pass(time.Hour)
+	l.now()
+	if _, err := certificates(dir, false, log); err != nil {
+		t.Error(err)
+	}
+	if n := strings.Count(text.String(), "is expired"); n != 2 {
+		t.Errorf("%d of 2 warnings: %s", n, &text)
+	}
+}
+
 // passing gives l a clock that goes on by what the function is told.
 func passing[T any](l *latest[T]) func(time.Duration) {
 	var at time.Duration

@@ -28,6 +28,9 @@ func certificates(dir string, verify bool, log *slog.Logger) (*latest[*tls.Confi
 		if err != nil {
 			return nil, fmt.Errorf("read the server's certificate (sheep tls init makes one): %w", err)
 		}
+		if v := validity(pair.Leaf.NotBefore, pair.Leaf.NotAfter); v != valid {
+			log.Warn("the server's certificate is "+v+": clients that check it go away", "file", cert, "from", pair.Leaf.NotBefore, "until", pair.Leaf.NotAfter)
+		}
 		cfg := &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
 		if verify {
 			text, err := os.ReadFile(ca)

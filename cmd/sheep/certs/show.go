@@ -17,6 +17,8 @@ type Info struct {
 	Trust string    `json:"trust"` // "ok", or what is wrong
 }
 
+const valid = "ok"
+
 // Show lists the certificates in dir.
 func Show(dir string) ([]Info, error) {
 	ca, err := readCert(filepath.Join(dir, caCert))
@@ -51,5 +53,5 @@ func validity(from, until time.Time) string {
 	case now.After(until):
 		return "expired"
 	}
-	return "ok"
+	return valid
 }
