@@ -187,6 +187,9 @@ func (k *Keeper) hear(uuid string, r *wire.Renew, now time.Duration) (news bool)
 	e := k.echoes[uuid]
 	news = e.applied < r.Applied && e.applied < k.m.Index || e.heard == 0
 	e.heard, e.applied = now, max(e.applied, r.Applied)
+	if r.Inc == 0 { // it is a new process: what the former one wanted is nothing any more
+		e.wants = state.Member{}
+	}
 	if r.Term == k.lead && r.StampTerm == k.lead {
 		e.stamp = max(e.stamp, time.Duration(r.Stamp))
 	}

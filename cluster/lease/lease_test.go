@@ -97,6 +97,47 @@ func TestR12VoterInALaterTermIsNoEcho(t *testing.T) {
 	}
 }
 
+// TestR12WordOfAnUnregisteredVoter: it counts for others' leases, and for nothing else.
+func TestR12WordOfAnUnregisteredVoter(t *testing.T) {
+	r := newRig(t, 3)
+	g, _ := r.ask(1, 1, 0)
+	word := func(stamp int64) (wire.Grant, wire.Status) {
+		return r.k.Renew(&wire.Renew{Node: 2, Asked: 5, StampTerm: 7, Stamp: stamp, Term: 7})
+	}
+	w, s := word(0)
+	if s != wire.StatusWrongInc || w.Stamp == 0 || w.Granted != 0 {
+		t.Fatalf("the first word is answered with %+v, %s", w, s)
+	}
+	if w, _ = word(w.Stamp); w.Granted != 0 {
+		t.Fatal("granted to nobody's incarnation")
+	}
+	if !r.k.Unsure(0) {
+		t.Fatal("its former self counts as heard of")
+	}
+	r.now += second / 100
+	if g, _ = r.k.Renew(&wire.Renew{Node: 1, Inc: 11, Asked: 2, Term: 7}); g.Granted != 1 {
+		t.Fatalf("granted %d, want 1: two of three have spoken", g.Granted)
+	}
+	for end := r.now + Length + Margin; r.now < end; r.now += second / 2 { // in longer steps it takes itself for paused
+		word(0)
+	}
+	if l := r.k.Lapsed(); !slices.Contains(l, member(2)) {
+		t.Fatalf("lapsed: %v, but not its former self", l)
+	}
+
+	// It ends after it was registered and before it was in service: that one is not brought in any more.
+	r.apply(t, &state.Command{Register: &state.Register{UUID: "u2", Addr: "u2:1", Inc: 99, PrevInc: 12, History: []uint64{12}, Boot: "b"}})
+	r.k.Renew(&wire.Renew{Node: 2, Inc: 99, Asked: 6, Term: 7})
+	want := state.Member{Node: 2, Inc: 99}
+	if l := r.k.Waiting(); !slices.Contains(l, want) {
+		t.Fatalf("waiting: %v, want %v", l, want)
+	}
+	word(0)
+	if l := r.k.Waiting(); slices.Contains(l, want) {
+		t.Fatalf("waiting: %v, though a new process speaks for that node", l)
+	}
+}
+
 func TestR12NoGrantWhileRemovalIsUndecided(t *testing.T) {
 	r := newRig(t, 1)
 	if g, _ := r.ask(0, 1, 0); g.Granted != 1 {

@@ -49,7 +49,9 @@ func (n *Node) renew() {
 			}
 		}
 		fresh := func() bool { return n.holder.Left() >= lease.Length-3*lease.Period }
-		if uuid != "" && !stuck && n.holder.Member().Node != state.NoNode {
+		// A voter speaks before it is registered, too: to be registered it may have to wait until its former self's lease has run out, and while most voters do, others'
+		// leases would run out as well.
+		if uuid != "" && !stuck && (n.holder.Member().Node != state.NoNode || n.votes()) {
 			if n.askOnce(uuid, changed) && (!fresh() || n.votes()) {
 				n.askOnce(uuid, changed) // an echo: this voter's word, and perhaps the grant
 			}
@@ -71,9 +73,18 @@ func (n *Node) renew() {
 // votes says whether this node is one of raft's voters.
 func (n *Node) votes() bool { return slices.Contains(n.cons.Voters(), n.UUID()) }
 
-// askOnce sends one renewal. It says whether the answer carried a stamp that is worth an echo.
+// askOnce sends one renewal; of a node that is not registered it is a voter's word alone, and asks for nothing. It says whether the answer carried a stamp that is
+// worth an echo.
 func (n *Node) askOnce(leader string, changed <-chan struct{}) (echo bool) {
 	r := n.holder.Ask()
+	registered := r.Node != uint32(state.NoNode)
+	if !registered {
+		me := n.Map().NodeByUUID(n.UUID())
+		if me == nil {
+			return false
+		}
+		r.Node, r.Inc = uint32(me.ID), 0
+	}
 	r.Term, r.Applied = n.cons.Term(), n.cons.AppliedIndex() // after Ask: the stamp was seen before the term was read (R12 b)
 	var g wire.Grant
 	var status wire.Status
@@ -85,10 +96,10 @@ func (n *Node) askOnce(leader string, changed <-chan struct{}) (echo bool) {
 			return false
 		}
 	}
-	switch status {
-	case wire.StatusOK:
+	switch {
+	case status == wire.StatusOK, status == wire.StatusWrongInc && !registered:
 		return n.holder.Granted(&g) && g.Granted != r.Asked
-	case wire.StatusWrongInc, wire.StatusGone:
+	case status == wire.StatusWrongInc, status == wire.StatusGone:
 		n.wakeLive()
 	}
 	return false
@@ -112,7 +123,7 @@ func (n *Node) askLeader(leader string, r *wire.Renew, changed <-chan struct{}) 
 		}
 		return g, s, err
 	}
-	if h.Status == wire.StatusOK {
+	if h.Status == wire.StatusOK || h.Status == wire.StatusWrongInc {
 		err = g.Parse(meta)
 	}
 	return g, h.Status, err

@@ -425,6 +425,31 @@ func TestR6AllRestart(t *testing.T) {
 	})
 }
 
+// TestR12RestartedVotersHaveTheirSay: a majority of the voters restarts at once. They are heard before they are registered, which has to wait until their former selves'
+// leases have run out; so the one that lived on keeps its place, and with it its clients' sessions.
+func TestR12RestartedVotersHaveTheirSay(t *testing.T) {
+	sim(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		defer w.end()
+		w.formatted(3)
+		for i, h := range w.hosts {
+			was := w.nodes[h].Self()
+			for _, o := range w.others(h) {
+				w.crash(o)
+			}
+			w.pass(time.Duration(i) * 2 * time.Second) // up to long after its own lease has run out
+			for _, o := range w.others(h) {
+				w.run(o)
+			}
+			d := w.until(10*time.Second, "all groups go on", func() bool { return w.allServe(w.hosts...) && w.served() })
+			t.Logf("served after %s", d)
+			if is := w.nodes[h].Self(); is != was {
+				t.Errorf("%s lived on as %v, and is %v", h, was, is)
+			}
+		}
+	})
+}
+
 func TestNodesThatMovedToOtherAddresses(t *testing.T) {
 	sim(t, func(t *testing.T) {
 		w := newWorld(t, 3)

@@ -20,7 +20,7 @@ const (
 //	└──────┴─────────┴───────┴─────────────┴───────┴──────┴─────────┘
 type Renew struct {
 	Node      uint32
-	Inc       uint64
+	Inc       uint64 // 0: it is not registered, and only says what Stamp, Term and Applied do
 	Asked     int64  // the asker's own clock when it asked; the grant repeats it, and the lease runs from it (R13)
 	StampTerm uint64 // raft term of the leader whose stamp this echoes
 	Stamp     int64  // newest stamp seen of that leader; 0: none yet
