@@ -155,6 +155,9 @@ func (k *Keeper) renew(r *wire.Renew) (g wire.Grant, s wire.Status, news bool) {
 	if n == nil || n.Removed {
 		return g, wire.StatusGone, false
 	}
+	if r.Inc == 0 && uint64(r.Asked) != n.Inc {
+		return g, wire.StatusWrongInc, false // of an older image of that node's directory, for all that is known
+	}
 	news = k.hear(n.UUID, r, now)
 	member := state.Member{Node: n.ID, Inc: r.Inc}
 	if n.Inc != r.Inc || n.Ended {

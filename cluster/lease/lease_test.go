@@ -101,21 +101,28 @@ func TestR12VoterInALaterTermIsNoEcho(t *testing.T) {
 func TestR12WordOfAnUnregisteredVoter(t *testing.T) {
 	r := newRig(t, 3)
 	g, _ := r.ask(1, 1, 0)
+	after := int64(12)
 	word := func(stamp int64) (wire.Grant, wire.Status) {
-		return r.k.Renew(&wire.Renew{Node: 2, Asked: 5, StampTerm: 7, Stamp: stamp, Term: 7})
+		return r.k.Renew(&wire.Renew{Node: 2, Asked: after, StampTerm: 7, Stamp: stamp, Term: 7})
 	}
 	w, s := word(0)
 	if s != wire.StatusWrongInc || w.Stamp == 0 || w.Granted != 0 {
 		t.Fatalf("the first word is answered with %+v, %s", w, s)
 	}
+	after = 11 // its directory knows nothing of what the map has
+	word(w.Stamp)
+	r.now += second / 100
+	if g, _ = r.ask(1, 3, 0); g.Granted != 0 {
+		t.Fatal("granted on the word of an older image of a voter's directory")
+	}
+	after = 12
 	if w, _ = word(w.Stamp); w.Granted != 0 {
 		t.Fatal("granted to nobody's incarnation")
 	}
 	if !r.k.Unsure(0) {
 		t.Fatal("its former self counts as heard of")
 	}
-	r.now += second / 100
-	if g, _ = r.k.Renew(&wire.Renew{Node: 1, Inc: 11, Asked: 2, Term: 7}); g.Granted != 1 {
+	if g, _ = r.ask(1, 4, 0); g.Granted != 1 {
 		t.Fatalf("granted %d, want 1: two of three have spoken", g.Granted)
 	}
 	for end := r.now + Length + Margin; r.now < end; r.now += second / 2 { // in longer steps it takes itself for paused
@@ -132,6 +139,7 @@ func TestR12WordOfAnUnregisteredVoter(t *testing.T) {
 	if l := r.k.Waiting(); !slices.Contains(l, want) {
 		t.Fatalf("waiting: %v, want %v", l, want)
 	}
+	after = 99
 	word(0)
 	if l := r.k.Waiting(); slices.Contains(l, want) {
 		t.Fatalf("waiting: %v, though a new process speaks for that node", l)

@@ -51,7 +51,7 @@ func (n *Node) renew() {
 		fresh := func() bool { return n.holder.Left() >= lease.Length-3*lease.Period }
 		// A voter speaks before it is registered, too: to be registered it may have to wait until its former self's lease has run out, and while most voters do, others'
 		// leases would run out as well.
-		if uuid != "" && !stuck && (n.holder.Member().Node != state.NoNode || n.votes()) {
+		if uuid != "" && !stuck {
 			if n.askOnce(uuid, changed) && (!fresh() || n.votes()) {
 				n.askOnce(uuid, changed) // an echo: this voter's word, and perhaps the grant
 			}
@@ -73,17 +73,23 @@ func (n *Node) renew() {
 // votes says whether this node is one of raft's voters.
 func (n *Node) votes() bool { return slices.Contains(n.cons.Voters(), n.UUID()) }
 
-// askOnce sends one renewal; of a node that is not registered it is a voter's word alone, and asks for nothing. It says whether the answer carried a stamp that is
-// worth an echo.
+// word makes a renewal of a node that is not registered a voter's word, which asks for nothing, and says whether it has one. It has none where its directory does not know
+// the incarnation in the map: it is an older image of what somebody else went on with (R5), or this map is behind, and the leader's is compared as well.
+func (n *Node) word(r *wire.Renew) bool {
+	me := n.Map().NodeByUUID(n.UUID())
+	if me == nil || !n.knows(me.Inc) || !n.votes() || n.leaving.Load() || n.Err() != nil {
+		return false
+	}
+	r.Node, r.Inc, r.Asked = uint32(me.ID), 0, int64(me.Inc)
+	return true
+}
+
+// askOnce sends one renewal, if there is one to send. It says whether the answer carried a stamp that is worth an echo.
 func (n *Node) askOnce(leader string, changed <-chan struct{}) (echo bool) {
 	r := n.holder.Ask()
 	registered := r.Node != uint32(state.NoNode)
-	if !registered {
-		me := n.Map().NodeByUUID(n.UUID())
-		if me == nil {
-			return false
-		}
-		r.Node, r.Inc = uint32(me.ID), 0
+	if !registered && !n.word(&r) {
+		return false
 	}
 	r.Term, r.Applied = n.cons.Term(), n.cons.AppliedIndex() // after Ask: the stamp was seen before the term was read (R12 b)
 	var g wire.Grant

@@ -20,8 +20,8 @@ const (
 //	└──────┴─────────┴───────┴─────────────┴───────┴──────┴─────────┘
 type Renew struct {
 	Node      uint32
-	Inc       uint64 // 0: it is not registered, and only says what Stamp, Term and Applied do
-	Asked     int64  // the asker's own clock when it asked; the grant repeats it, and the lease runs from it (R13)
+	Inc       uint64 // 0: it is not registered, asks for nothing, and says what Stamp, Term and Applied do
+	Asked     int64  // the asker's own clock when it asked; the grant repeats it, and the lease runs from it (R13). With Inc 0 the incarnation that it comes after
 	StampTerm uint64 // raft term of the leader whose stamp this echoes
 	Stamp     int64  // newest stamp seen of that leader; 0: none yet
 	Term      uint64 // the asker's raft term, read after Stamp was
