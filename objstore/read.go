@@ -219,8 +219,39 @@ func (c cell) step() uint32 {
 	return 1
 }
 
+// run is how many blocks from i on are neighbours in their file.
+func (p *piece) run(i int) (n int) {
+	c := p.cells[i]
+	for n = 1; i+n < p.count && p.cells[i+n].at == c.at+uint32(n)*c.step(); n++ {
+	}
+	return n
+}
+
+// ahead has the disk begin with all runs of slots that the piece has, where
+// there are several: blocks that were overwritten at random lie in runs of one
+// or two, and each would wait for the one before.
+func (p *piece) ahead() {
+	first := true
+	for i := 0; i < p.count; {
+		if p.cells[i].kind() != cellSlot {
+			i++
+			continue
+		}
+		n := p.run(i)
+		if first && i+n == p.count {
+			return // the only one
+		}
+		first = false
+		_ = p.f.f.WillRead(int64(p.cells[i].value())*BlockSize, int64(n)*BlockSize) // what it does not do, the read does
+		i += n
+	}
+}
+
 // fill reads runs of neighbours with one call each and checks every block.
 func (p *piece) fill(dst []byte, crcs []uint32) error {
+	if !p.nowait && p.f != nil {
+		p.ahead()
+	}
 	for i := 0; i < p.count; {
 		c := p.cells[i]
 		n := 1
@@ -233,9 +264,7 @@ func (p *piece) fill(dst []byte, crcs []uint32) error {
 		case cellBad:
 			return p.blockError(i, ErrMarkedBad)
 		default:
-			for i+n < p.count && p.cells[i+n].at == c.at+uint32(n)*c.step() {
-				n++
-			}
+			n = p.run(i)
 			if err := p.fetch(i, n, dst[i*BlockSize:(i+n)*BlockSize]); err != nil {
 				return err
 			}

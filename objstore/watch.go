@@ -44,6 +44,7 @@ const (
 	callSync
 	callWriteBehind
 	callWriteBack
+	callWillRead
 	callForget
 	callPunch
 	callAllocate
@@ -54,7 +55,7 @@ const (
 )
 
 var callNames = [...]string{"open", "create", "link", "make directory", "remove", "rename", "read directory", "sync directory", "sync file system", "ask for free space of",
-	"lock", "read", "write", "sync", "begin write-back of", "wait for write-back of", "drop from memory part of", "punch", "allocate", "ask for the size of", "set attribute of", "get attribute of", "close"}
+	"lock", "read", "write", "sync", "begin write-back of", "wait for write-back of", "begin to read", "drop from memory part of", "punch", "allocate", "ask for the size of", "set attribute of", "get attribute of", "close"}
 
 type watchSlot struct {
 	since atomic.Int64 // tick it began at; 0: free

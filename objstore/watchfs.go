@@ -177,6 +177,10 @@ func (h *watchedFile) StartWriteBack() error { return h.do(callWriteBehind, h.Fi
 
 func (h *watchedFile) WriteBackError() error { return h.do(callWriteBack, h.File.WriteBackError) }
 
+func (h *watchedFile) WillRead(off, n int64) error {
+	return h.do(callWillRead, func() error { return h.File.WillRead(off, n) })
+}
+
 func (h *watchedFile) Forget(off, n int64) error {
 	return h.do(callForget, func() error { return h.File.Forget(off, n) })
 }

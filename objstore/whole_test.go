@@ -3,6 +3,8 @@ package objstore
 import (
 	"bytes"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -93,6 +95,49 @@ func TestLargeWritesDropPagesOfSmallOnes(t *testing.T) {
 		t.Error("a large write over small ones had nothing dropped")
 	}
 	settled()
+}
+
+// TestReadsOfManyRunsBeginTogether: where a read that may wait finds its blocks in several places, all of them are asked for before it waits for the first; a read of one
+// run is one call.
+func TestReadsOfManyRunsBeginTogether(t *testing.T) {
+	sim := simfs.New(1)
+	var calls []string
+	sim.Before(func(op, name string) error {
+		if op == "willread" || op == "read" && strings.HasPrefix(name, "/obj/") {
+			calls = append(calls, op)
+		}
+		return nil
+	})
+	s := openNew(t, simConfig(sim))
+	g := s.Group(1)
+	chain := []VidGen{{Vid: 1, Gen: 1}}
+	const blocks = 8
+	var want []byte
+	write := func(first int, data []byte) {
+		t.Helper()
+		want = append(want[:first*BlockSize:first*BlockSize], append(slices.Clone(data), want[min(len(want), first*BlockSize+len(data)):]...)...)
+		stage(t, g, Entry{Kind: KindWrite, Key: 1 << 32, Vid: 1, Gen: 1, First: uint16(first), Data: data})
+	}
+	read := func() string {
+		t.Helper()
+		if err := s.Checkpoint(); err != nil {
+			t.Fatal(err)
+		}
+		calls = nil
+		got := make([]byte, blocks*BlockSize)
+		if err := g.Read(1<<32, chain, 0, blocks, got, nil, false); err != nil || !bytes.Equal(got, want) {
+			t.Fatalf("read: %v", err)
+		}
+		return strings.Join(calls, " ")
+	}
+	write(0, fill(1, blocks))
+	if c := read(); c != "read" {
+		t.Errorf("one run: %s", c)
+	}
+	write(2, fill(2, 1))
+	if c := read(); c != "willread willread willread read read read" {
+		t.Errorf("three runs: %s", c)
+	}
 }
 
 // TestForget: what is on the disk leaves memory, what is not stays.

@@ -249,6 +249,10 @@ func (f *osFile) WriteBackError() error {
 	return pathError("sync_file_range", f.name, err)
 }
 
+func (f *osFile) WillRead(off, n int64) error {
+	return pathError("fadvise", f.name, retry(func() error { return unix.Fadvise(f.fd, off, n, unix.FADV_WILLNEED) }))
+}
+
 func (f *osFile) Forget(off, n int64) error {
 	return pathError("fadvise", f.name, retry(func() error { return unix.Fadvise(f.fd, off, n, unix.FADV_DONTNEED) }))
 }

@@ -56,6 +56,9 @@ type File interface {
 	// off are multiples of 4096, p is aligned to it. Where the file system
 	// cannot, it reads as ReadAt does.
 	ReadDirect(p []byte, off int64) (int, error)
+	// WillRead has the system begin to read a range into memory, and does not
+	// wait for it. It promises nothing.
+	WillRead(off, n int64) error
 	// Datasync makes the bytes written so far durable, and the size.
 	Datasync() error
 	// StartWriteBack has the system begin to write what was written so far to

@@ -246,6 +246,15 @@ func (h *file) WriteBackError() error {
 	return h.failure("writeback")
 }
 
+// WillRead changes nothing: everything is in memory.
+func (h *file) WillRead(off, n int64) error {
+	err := h.fs.before("willread", h.name)
+	if err == nil {
+		h.fs.mu.Unlock()
+	}
+	return err
+}
+
 // Forget changes nothing: what is read is the same from memory and from the disk.
 func (h *file) Forget(off, n int64) error {
 	err := h.fs.before("forget", h.name)

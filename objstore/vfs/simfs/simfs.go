@@ -352,7 +352,7 @@ func (f *FS) inodeImage(g *FS, i *inode) *inode {
 
 // Before has fn called before each call, with the operation ("write", "read",
 // "sync", "syncdir", "syncfs", "create", "link", "open", "remove", "rename",
-// "mkdir", "forget", "punch", "allocate", "truncate", "setxattr", "getxattr",
+// "mkdir", "willread", "forget", "punch", "allocate", "truncate", "setxattr", "getxattr",
 // "size", "writebehind", "writeback", "readdir", "statfs", "lock") and the name.
 // It may wait; its error becomes the call's, which then does nothing. nil ends
 // that. It may be set at any time; a call that has begun is still told to the
