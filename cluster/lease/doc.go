@@ -18,9 +18,10 @@
 // N's election needed a majority that voted in a later term. It shares a voter with the one that O heard, and that voter voted after it
 // spoke, so after t. N's barrier is later still, and X's lease ends one lease after X asked, which was before t.
 //
-// A voter's word is about its raft term, which outlives its process. So it counts also from one that was started again and is not registered yet (Renew.Inc 0), if it comes after the incarnation in the map. Without
-// that nobody would get a lease while a majority of the voters is being registered, and that may have to wait until the leases of their former selves have run out:
-// those who lived on would lose their places, and their clients' sessions, for nothing.
+// A voter's word is about its raft term, which outlives its process. So it counts also from one that was started again and is not registered yet
+// (Renew.Inc 0), if it comes after the incarnation in the map. Without that nobody would get a lease while a majority of the voters is being registered,
+// and that may have to wait until the leases of their former selves have run out: those who lived on would lose their places, and their clients'
+// sessions, for nothing.
 //
 // # What else a grant needs
 //
