@@ -18,6 +18,7 @@ import (
 	"github.com/sheepdog-go/sheepdog/cluster/gossip"
 	"github.com/sheepdog-go/sheepdog/cluster/memnet"
 	"github.com/sheepdog-go/sheepdog/cluster/state"
+	"github.com/sheepdog-go/sheepdog/cluster/wire"
 )
 
 // world is a cluster in virtual time: true nodes on a network in memory.
@@ -447,6 +448,40 @@ func TestR12RestartedVotersHaveTheirSay(t *testing.T) {
 				t.Errorf("%s lived on as %v, and is %v", h, was, is)
 			}
 		}
+	})
+}
+
+// TestR12WhoHasNoSay: a voter that is not registered says nothing where its directory is an older image of what the map knows, nor while it leaves.
+func TestR12WhoHasNoSay(t *testing.T) {
+	sim(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		defer w.end()
+		w.formatted(3)
+		n := w.nodes["n1"]
+		says := func() bool {
+			var r wire.Renew
+			return n.word(&r) && r.Inc == 0 && uint64(r.Asked) == n.Self().Inc
+		}
+		if !says() {
+			t.Error("a voter has no say")
+		}
+		known := n.dir.get().Incarnations
+		remember := func(list []uint64) {
+			t.Helper()
+			if err := n.dir.change(func(id *identity) { id.Incarnations = list }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		remember(known[:len(known)-1])
+		if says() {
+			t.Error("an older image has a say")
+		}
+		remember(known)
+		n.leaving.Store(true)
+		if says() {
+			t.Error("a node that leaves has a say")
+		}
+		n.leaving.Store(false)
 	})
 }
 
