@@ -280,13 +280,8 @@ func (t *tables) alloc(home, first, count int, runs []slotRun) []slotRun {
 		t.grow(len(t.used) + 1)
 		return t.takeRun(len(t.used)-1, first, count, runs)
 	}
-	if t.runFree(home, first, count) {
-		return t.takeRun(home, first, count, runs)
-	}
-	for k := range t.used {
-		if t.runFree(k, first, count) {
-			return t.takeRun(k, first, count, runs)
-		}
+	if k, ok := t.chunkFor(home, first, count); ok {
+		return t.takeRun(k, first, count, runs)
 	}
 	if count == 1 {
 		if k, n, ok := t.firstFree(); ok {
@@ -298,6 +293,28 @@ func (t *tables) alloc(home, first, count int, runs []slotRun) []slotRun {
 	k := len(t.used)
 	t.grow(k + 1)
 	return t.takeRun(k, first, count, runs)
+}
+
+// chunkFor finds a chunk that has the slots from first on free: one where the
+// page cache has them as large writes left them, so that it need not drop
+// them and get other memory; else home, else any.
+func (t *tables) chunkFor(home, first, count int) (k int, ok bool) {
+	groups := groupsIn(first, count)
+	homeFree := t.runFree(home, first, count)
+	if homeFree && groups&^t.whole[home] == 0 {
+		return home, true
+	}
+	k, ok = home, homeFree
+	for c := range t.used {
+		switch {
+		case !t.runFree(c, first, count):
+		case groups&^t.whole[c] == 0:
+			return c, true
+		case !ok:
+			k, ok = c, true
+		}
+	}
+	return k, ok
 }
 
 func (t *tables) firstFree() (k, n int, ok bool) {
@@ -422,6 +439,11 @@ func groupBits(from, to int) uint64 {
 	return ^uint64(0) >> (64 - (to - from)) << from
 }
 
+// groupsIn are the bits of the groups that lie whole in count slots from n on.
+func groupsIn(n, count int) uint64 {
+	return groupBits((n+pageGroup-1)/pageGroup, (n+count)/pageGroup)
+}
+
 // writtenSmall notes that a run is written by writes of which some may be small.
 func (t *tables) writtenSmall(r slotRun) {
 	k, n, _ := slotPlace(r.slot)
@@ -433,7 +455,7 @@ func (t *tables) writtenSmall(r slotRun) {
 func (t *tables) writtenWhole(runs, old []slotRun) []slotRun {
 	for _, r := range runs {
 		k, n, _ := slotPlace(r.slot)
-		whole := groupBits((n+pageGroup-1)/pageGroup, (n+int(r.n))/pageGroup)
+		whole := groupsIn(n, int(r.n))
 		unsure := whole &^ t.whole[k]
 		t.writtenSmall(r)
 		t.whole[k] |= whole

@@ -97,6 +97,104 @@ func TestLargeWritesDropPagesOfSmallOnes(t *testing.T) {
 	settled()
 }
 
+// TestLargeWritesKeepToWhatTheyWrote: large writes take turns between two places for each block. Where small writes left parts of an object in more places than that, they
+// have these dropped once and let go of the others, instead of having each dropped.
+func TestLargeWritesKeepToWhatTheyWrote(t *testing.T) {
+	sim := simfs.New(1)
+	var dropped atomic.Int64
+	sim.Before(func(op, name string) error {
+		if op == "forget" {
+			dropped.Add(1)
+		}
+		return nil
+	})
+	s := openNew(t, simConfig(sim))
+	g := s.Group(1)
+	const blocks = 2 * pageGroup
+	n := uint64(0)
+	write := func(first, size int) {
+		t.Helper()
+		n++
+		stage(t, g, Entry{Kind: KindWrite, Key: 1 << 32, Vid: 1, Gen: 1, First: uint16(first), Data: fill(n, size)})
+	}
+	checkpoint := func() {
+		t.Helper()
+		if err := s.Checkpoint(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(0, blocks)
+	checkpoint()
+	for b := 0; b < blocks; b += 2 { // half of them are in a second place then
+		write(b, 1)
+	}
+	checkpoint()
+	dropped.Store(0)
+	for range 6 { // a third place, one of the two, and so on
+		write(0, blocks)
+		checkpoint()
+	}
+	if d := dropped.Load(); d != 2 {
+		t.Errorf("six large writes have %d parts dropped, not 2", d)
+	}
+}
+
+// TestChunkForModel: slots that are free, if any are; those that are as large writes left them, if there are such; else home's.
+func TestChunkForModel(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		tb := &tables{}
+		chunks := rapid.IntRange(1, 4).Draw(t, "chunks")
+		tb.grow(chunks)
+		for range rapid.IntRange(0, 12).Draw(t, "writes") {
+			k := rapid.IntRange(0, chunks-1).Draw(t, "chunk")
+			n := rapid.IntRange(0, 3*pageGroup).Draw(t, "slot")
+			r := slotRun{dataSlot(k, n), uint32(rapid.IntRange(1, 3*pageGroup).Draw(t, "count"))}
+			switch rapid.IntRange(0, 2).Draw(t, "what") {
+			case 0:
+				tb.writtenWhole([]slotRun{r}, nil)
+			case 1:
+				tb.writtenSmall(r)
+			case 2:
+				for i := range r.n {
+					tb.markUsed(r.slot + i)
+				}
+			}
+		}
+		first, count := rapid.IntRange(0, 3*pageGroup).Draw(t, "first"), rapid.IntRange(1, 3*pageGroup).Draw(t, "length")
+		home := rapid.IntRange(0, chunks-1).Draw(t, "home")
+		var free, whole []int
+		for k := range chunks {
+			isFree, isWhole := true, true
+			for i := first; i < first+count; i++ {
+				isFree = isFree && !tb.isUsed(dataSlot(k, i))
+			}
+			for b := 0; b < BlocksPerObject; b += pageGroup {
+				if first <= b && b+pageGroup <= first+count {
+					isWhole = isWhole && tb.whole[k]&(1<<(b/pageGroup)) != 0
+				}
+			}
+			if isFree {
+				free = append(free, k)
+				if isWhole {
+					whole = append(whole, k)
+				}
+			}
+		}
+		k, ok := tb.chunkFor(home, first, count)
+		switch {
+		case ok != (len(free) > 0):
+			t.Fatalf("found %v, free are %v", ok, free)
+		case !ok:
+		case !slices.Contains(free, k):
+			t.Fatalf("chunk %d, free are %v", k, free)
+		case len(whole) > 0 && !slices.Contains(whole, k):
+			t.Fatalf("chunk %d, whole are %v", k, whole)
+		case slices.Contains(free, home) && (len(whole) == 0 || slices.Contains(whole, home)) && k != home:
+			t.Fatalf("chunk %d, home %d would do", k, home)
+		}
+	})
+}
+
 // TestReadsOfManyRunsBeginTogether: where a read that may wait finds its blocks in several places, all of them are asked for before it waits for the first; a read of one
 // run is one call.
 func TestReadsOfManyRunsBeginTogether(t *testing.T) {
