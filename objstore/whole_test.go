@@ -54,17 +54,23 @@ func TestWrittenWholeModel(t *testing.T) {
 	})
 }
 
+// countForgotten counts how often a part of a file is dropped from the page cache.
+func countForgotten(sim *simfs.FS) *atomic.Int64 {
+	n := new(atomic.Int64)
+	sim.Before(func(op, name string) error {
+		if op == "forget" {
+			n.Add(1)
+		}
+		return nil
+	})
+	return n
+}
+
 // TestLargeWritesDropPagesOfSmallOnes: where large writes follow large ones nothing is dropped from the page cache; where they come to slots
 // that small ones had, that is dropped once.
 func TestLargeWritesDropPagesOfSmallOnes(t *testing.T) {
 	sim := simfs.New(1)
-	var dropped atomic.Int64
-	sim.Before(func(op, name string) error {
-		if op == "forget" {
-			dropped.Add(1)
-		}
-		return nil
-	})
+	dropped := countForgotten(sim)
 	s := openNew(t, simConfig(sim))
 	g := s.Group(1)
 	const blocks = 4 * pageGroup
@@ -101,13 +107,7 @@ func TestLargeWritesDropPagesOfSmallOnes(t *testing.T) {
 // keep to the two that cost them least, instead of having each dropped in turn.
 func TestLargeWritesKeepToWhatTheyWrote(t *testing.T) {
 	sim := simfs.New(1)
-	var dropped atomic.Int64
-	sim.Before(func(op, name string) error {
-		if op == "forget" {
-			dropped.Add(1)
-		}
-		return nil
-	})
+	dropped := countForgotten(sim)
 	s := openNew(t, simConfig(sim))
 	g := s.Group(1)
 	const blocks = BlocksPerObject
