@@ -5,9 +5,14 @@ package nbd
 
 // admit waits until the budgets have room for a request.
 func (c *Conn) admit(r *Request, cost int64) error {
-	if c.tryAdmit(cost) {
-		r.cost = cost
-		return nil
+	for {
+		if c.tryAdmit(cost) {
+			r.cost = cost
+			return nil
+		}
+		if c.reads == nil || !c.reads.one() { // those hold budget, and nobody else makes them while the reader waits
+			break
+		}
 	}
 	c.endBatch()
 	ok := false

@@ -78,6 +78,14 @@ type Preparer interface {
 	Prepare(r *Request)
 }
 
+// Sharer is a Device whose large reads may be made by two goroutines of a connection at the same time, where there are several, and processors for both: to copy
+// what is in memory takes one as long as that takes.
+type Sharer interface {
+	// Read is Submit and Push of one OpRead, and is called instead of them for reads of 64 KiB and more, beside all other calls and beside itself; should the request have been answered before
+	// it returns, Close is called after that.
+	Read(r *Request)
+}
+
 // Waiter is a Device that may have to wait, for a disk's sync, say, and would rather do that in the reader's goroutine, where that has nothing else to do, than have
 // another one woken.
 type Waiter interface {

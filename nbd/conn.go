@@ -49,8 +49,9 @@ type Conn struct {
 	calm       int    // how many of those since something else came
 	spin       spinner
 	submitter  *submitter
-	stalled    bool // a deadline runs for the rest of a request
-	sinceStall int  // bytes that came since it was set
+	reads      *sharing // nil: the Device is no Sharer
+	stalled    bool     // a deadline runs for the rest of a request
+	sinceStall int      // bytes that came since it was set
 	arrived    time.Time
 
 	drainedOnce bool // reader goroutine only: Shutdown's wake-up was seen
@@ -127,10 +128,16 @@ func (c *Conn) finish(err error) {
 		c.left.Store(true)
 		c.cancel() // a client that left without a DISC has died
 	}
+	if c.reads != nil {
+		c.reads.all()
+	}
 	c.waitUntil(func() bool { return c.answered == c.taken && !c.writing && (c.dead != nil || c.queue.first == nil) })
 	c.cancel()
 	if c.submitter != nil {
 		c.submitter.end()
+	}
+	if c.reads != nil {
+		c.reads.end()
 	}
 	if err := c.dev.Close(); err != nil {
 		c.log.Warn("nbd device did not close well", "err", err)

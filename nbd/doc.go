@@ -25,6 +25,9 @@
 // A large write with more behind it is given to the connection's submitter goroutine, so that the Device takes it while the reader takes
 // the next one from the socket (handoff.go). A [Preparer] sees it before that, while it is in the reader's processor's cache.
 //
+// If the Device is a [Sharer], large reads wait until nothing else has arrived, and a second goroutine makes some of them where there are several and a processor for it (share.go): what is in
+// memory takes a processor as long as it takes to copy it.
+//
 // Where a client waits for one request and the Device for a disk, the reader waits itself, if the Device is a [Waiter] and nobody else has asked for anything for a while;
 // should that take long, another goroutine becomes the reader (relief.go).
 //
@@ -41,7 +44,7 @@
 //
 //   - A request is within the export, aligned to MinBlock, not longer than MaxBlock if it moves data, and has no flags that
 //     the export does not offer. Everything else was refused before (validate.go holds each refusal).
-//   - Submit, Push and PushLeaving are never called at the same time for one connection, and never after Close.
+//   - Submit, Push and PushLeaving are never called at the same time for one connection, and, as Read, never after Close.
 //   - Close comes once, after the last answer. The context given to Open ends before it, and at once when the connection
 //     breaks or the client leaves without a goodbye: what was not started then need not be.
 //   - FLUSH covers what was answered before it was submitted, and with ExportInfo.MultiConn also on other connections. Keeping that

@@ -136,6 +136,9 @@ func (d *MemDisk) Submit(r *Request) {
 	r.Queue(nil)
 }
 
+// Read implements Sharer.
+func (d *MemDisk) Read(r *Request) { d.Submit(r) }
+
 // Push implements Device.
 func (d *MemDisk) Push() {}
 

@@ -258,6 +258,9 @@ func (h *handshake) begin(name string, dev Device, info ExportInfo, cancel conte
 	c.name, c.dev, c.blockStatus = info.Name, dev, info.BlockStatus
 	c.preparer, _ = dev.(Preparer)
 	c.waiter, _ = dev.(Waiter)
+	if d, ok := dev.(Sharer); ok {
+		c.reads = &sharing{c: c, dev: d}
+	}
 	c.cancel = func() { cancel(); h.cancel() }
 	c.terms = terms{
 		mode: h.mode, flags: info.transmissionFlags(h.mode), size: info.Size,

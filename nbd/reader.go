@@ -8,7 +8,7 @@ import (
 )
 
 // The reader: one goroutine for each connection, though not always the same (relief.go). It takes what has arrived with one read(2), submits each request in it,
-// calls Push once, sends the replies that are there already, and reads again.
+// calls Push once, sends the replies that are there already, and reads again. Large reads it makes when nothing else has arrived (share.go).
 
 // aheadMax is how much of what follows a large payload is read along with it; directMin is from where a payload is large.
 const (
@@ -60,10 +60,16 @@ func (c *Conn) fill(n int) error {
 	return nil
 }
 
-// readMore ends the batch, so that what has arrived is answered, and reads.
+// readMore ends the batch, so that what has arrived is answered, and reads; before it waits, it makes the large reads.
 func (c *Conn) readMore() error {
 	c.endBatch()
-	n, err := c.await()
+	n, err := 0, errAgain
+	for err == errAgain && c.reads != nil && c.reads.one() {
+		n, err = c.tr.tryRead(&c.in, 0)
+	}
+	if err == errAgain {
+		n, err = c.await()
+	}
 	if err != nil {
 		return c.readFailed(err)
 	}
@@ -183,9 +189,14 @@ func (c *Conn) submit(r *Request, payload uint64) error {
 		r.free()
 		return err
 	}
+	if c.reads.takes(r) {
+		c.taken++
+		r.state = requestSubmitted
+		c.reads.add(r)
+		return nil
+	}
 	if r.Op == OpRead || r.Op == OpWrite {
-		r.buf = NewBuffer(int(r.Length))
-		r.Data = r.buf.mem[:r.Length:r.Length]
+		r.takeBuffer()
 	}
 	if err := c.payload(r.Data[:payload]); err != nil {
 		c.release(r)

@@ -140,6 +140,12 @@ func getRequest(c *Conn) *Request {
 	return r
 }
 
+// takeBuffer takes the memory for a payload.
+func (r *Request) takeBuffer() {
+	r.buf = NewBuffer(int(r.Length))
+	r.Data = r.buf.mem[:r.Length:r.Length]
+}
+
 // headKept is how long an encoded reply may have been for its memory to be used again. Longer ones are long lists of extents: their memory is
 // charged while they are under way, and not kept by requests that are charged less.
 const headKept = 16 << 10

@@ -38,6 +38,7 @@ type Server struct {
 	relief   relief
 	spinners *spinners
 	threads  atomic.Int32         // submitters with one of their own
+	sharing  atomic.Int32         // second goroutines at work
 	lastRead atomic.Pointer[Conn] // whose reader read last
 	company  atomic.Int64         // when another one than before did, or others than clients asked for something: nanoseconds since 1970
 	failures failureLog

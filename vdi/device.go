@@ -23,7 +23,7 @@ const closeTimeout = 10 * time.Second
 // Device is an opened disk on one NBD connection.
 type Device struct {
 	d *client.Disk
-	b wire.Batch // of the connection's reader goroutine
+	b wire.Batch // of Submit and Push
 
 	gone atomic.Bool // the connection broke: a trim of a huge range must not keep the disk from whoever opens it next
 
@@ -57,8 +57,21 @@ func (d *Device) Prepare(r *nbd.Request) {
 	r.Tag = q
 }
 
+// batches are those of large reads.
+var batches = sync.Pool{New: func() any { return new(wire.Batch) }}
+
+// Read is Submit and Push of a read.
+func (d *Device) Read(r *nbd.Request) {
+	b := batches.Get().(*wire.Batch)
+	d.submit(r, b)
+	b.End()
+	batches.Put(b)
+}
+
 // Submit starts a request.
-func (d *Device) Submit(r *nbd.Request) {
+func (d *Device) Submit(r *nbd.Request) { d.submit(r, &d.b) }
+
+func (d *Device) submit(r *nbd.Request, b *wire.Batch) {
 	q, prepared := r.Tag.(*request)
 	if !prepared {
 		q = requests.Get().(*request)
@@ -95,7 +108,7 @@ func (d *Device) Submit(r *nbd.Request) {
 		d.answer(q, fmt.Errorf("%s: %w", r.Op, errors.ErrUnsupported))
 		return
 	}
-	d.d.Submit(op, &d.b)
+	d.d.Submit(op, b)
 }
 
 // Push starts what Submit gathered.
