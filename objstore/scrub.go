@@ -157,16 +157,13 @@ func (s *Store) nextScrubbed() *object {
 			return c.take(id, o)
 		}
 	}
-	for _, gid := range s.Groups() {
-		if gid < id {
-			continue
-		}
+	for _, gid := range s.groupsFrom(id) {
 		from := Key(0)
 		if gid == id {
 			from = key
 		}
 		g := s.groupIfAny(gid)
-		if g == nil {
+		if g == nil || !g.holds() {
 			continue
 		}
 		if from == 0 {
@@ -184,6 +181,21 @@ func (s *Store) nextScrubbed() *object {
 	c.group, c.key, c.started = 0, 0, time.Time{}
 	c.mu.Unlock()
 	return nil
+}
+
+// groupsFrom lists the groups from one on in order, also those that hold
+// nothing: to ask each of thousands takes as many locks, which are in no cache.
+func (s *Store) groupsFrom(id GroupID) []GroupID {
+	var ids []GroupID
+	s.groupsMu.RLock()
+	for gid := range s.groups {
+		if gid >= id {
+			ids = append(ids, gid)
+		}
+	}
+	s.groupsMu.RUnlock()
+	slices.Sort(ids)
+	return ids
 }
 
 // take notes that an object is the next.

@@ -59,9 +59,10 @@ type Engine struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
-	groups table
-	ticked atomic.Int64 // when tick last began, as time since start
-	cur    atomic.Pointer[view]
+	groups  table
+	stirred stirred
+	ticked  atomic.Int64 // when tick last began, as time since start
+	cur     atomic.Pointer[view]
 
 	mu      sync.Mutex // guards what follows
 	peers   map[state.NodeID]*peer
@@ -355,9 +356,14 @@ func (e *Engine) tick() {
 		if n%paceTicks == 0 {
 			e.lookAtPace()
 		}
-		seldom := n%seldomTicks == 0
-		for _, g := range e.groups.all() {
-			g.tick(now, seldom, &b)
+		if n%seldomTicks == 0 {
+			for _, g := range e.groups.all() {
+				g.tick(now, true, &b)
+			}
+		} else {
+			for _, g := range e.stirred.take() {
+				g.tick(now, false, &b)
+			}
 		}
 		b.End()
 	}

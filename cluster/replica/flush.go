@@ -45,7 +45,7 @@ func (f *flushState) add(g *group, r *wire.Request, lsn uint64, b *wire.Batch) {
 		return
 	}
 	f.next = append(f.next, flushWaiter{r, lsn})
-	g.busy.Store(true)
+	g.stir()
 	f.start(g, b)
 }
 

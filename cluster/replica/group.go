@@ -32,15 +32,14 @@ type group struct {
 	store *objstore.Store
 	st    *objstore.Group
 
-	busy atomic.Bool // something may wait: tick looks at it
-
-	mu    sync.Mutex // guards what follows
-	agree *state.Group
-	role  role
-	move  *move  // to another of our disks
-	lost  bool   // our copy went with a disk, and nobody has brought this one up to date since: it must not be served (lost.go)
-	anew  uint64 // the force by which we went on with another disk
-	fence uint64 // the highest term known: messages of a lower one change nothing (invariant 6)
+	mu      sync.Mutex // guards what follows
+	stirred bool       // something may wait: it is in Engine.stirred
+	agree   *state.Group
+	role    role
+	move    *move  // to another of our disks
+	lost    bool   // our copy went with a disk, and nobody has brought this one up to date since: it must not be served (lost.go)
+	anew    uint64 // the force by which we went on with another disk
+	fence   uint64 // the highest term known: messages of a lower one change nothing (invariant 6)
 
 	// The log: entries are numbered without gaps (R1). Committed means: on every in-sync replica.
 	last      uint64   // staged here
@@ -159,9 +158,9 @@ func (g *group) open() bool {
 // update takes a newer agreed state of the group and is the one place where the role follows from it.
 func (g *group) update(sg *state.Group, b *wire.Batch) {
 	self := g.e.self()
-	g.busy.Store(true)
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.stir()
 	g.agree = sg
 	switch {
 	case sg.Term < g.fence: // somebody told us of a later term than our map holds yet
@@ -428,24 +427,51 @@ func (g *group) atRest() bool {
 	return len(g.tail) == 0 && len(g.parked) == 0 && len(g.reads) == 0 && g.flushes.round == nil && g.change == nil && g.handTo == state.NoNode && !g.leaseOut
 }
 
-// tick looks after what waits. A group at rest is looked at now and then.
-func (g *group) tick(now time.Time, seldom bool, b *wire.Batch) {
-	if !seldom && !g.busy.Load() {
+// stirred has the groups that the next tick looks at. There are thousands of others, in no cache.
+type stirred struct {
+	mu   sync.Mutex
+	list []*group
+}
+
+// stir has the ticks look at the group until it is at rest. mu is held.
+func (g *group) stir() {
+	if g.stirred {
 		return
 	}
+	g.stirred = true
+	s := &g.e.stirred
+	s.mu.Lock()
+	s.list = append(s.list, g)
+	s.mu.Unlock()
+}
+
+// take empties the list. Who looks at one of it says so by having stirred be false.
+func (s *stirred) take() []*group {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	list := s.list
+	s.list = nil
+	return list
+}
+
+// tick looks after what waits: of the groups that were stirred, or seldom of all.
+func (g *group) tick(now time.Time, seldom bool, b *wire.Batch) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if seldom {
 		g.once.forgetEnded(g.e.agreed())
+	} else {
+		g.stirred = false
 	}
 	if g.role == secondary && seldom {
 		g.tellFailed(b)
 	}
 	if g.role == idle || g.role == secondary || g.role == serving && g.atRest() && !g.stalled() {
-		g.busy.Store(false)
 		if g.role != serving || !seldom {
 			return
 		}
+	} else {
+		g.stir()
 	}
 	switch g.role {
 	case serving:

@@ -40,7 +40,7 @@ func (g *group) handle(r *wire.Request, b *wire.Batch) {
 			return
 		}
 		g.parked = append(g.parked, r)
-		g.busy.Store(true)
+		g.stir()
 	case proceed:
 		switch r.Kind {
 		case wire.KindRead:

@@ -151,7 +151,7 @@ func (g *group) suspect(m *member) {
 	}
 	if m.inSync && !m.removed {
 		m.removed = true
-		g.busy.Store(true)
+		g.stir()
 		g.wantSet()
 	}
 }

@@ -21,7 +21,7 @@ func (g *group) parkRead(r *wire.Request, lsn uint64, b *wire.Batch) {
 		return
 	}
 	g.reads = append(g.reads, parkedRead{r, lsn})
-	g.busy.Store(true)
+	g.stir()
 }
 
 // uncommitted returns the newest entry after since that changes these blocks and is not committed; 0: none. mu is held.

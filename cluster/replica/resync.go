@@ -70,6 +70,9 @@ type resyncer struct {
 	copiers chan struct{}
 	starved atomic.Bool // a group found no slot
 
+	whole   *state.Map // in which no group of wholeOf lacks anything; run's
+	wholeOf state.Member
+
 	mu     sync.Mutex
 	failed map[*group]time.Time // not to be tried again before
 	tokens float64              // bytes that may be copied now
@@ -118,10 +121,18 @@ func (s *resyncer) run() {
 func (s *resyncer) scan(moves int) {
 	m := s.e.agreed()
 	self := s.e.self()
+	if m == s.whole && self == s.wholeOf {
+		return
+	}
+	whole := true
 	for _, sg := range m.Groups {
 		if sg.Primary == self && lacking(m, sg) {
+			whole = false
 			s.look(s.e.group(sg.ID), m, &moves)
 		}
+	}
+	if whole {
+		s.whole, s.wholeOf = m, self
 	}
 }
 

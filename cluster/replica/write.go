@@ -216,7 +216,7 @@ func (g *group) take(en *entry, r *wire.Request, b *wire.Batch) error {
 		en.gauge = g.e.pace.writes.of(g.receivers())
 		en.began = en.gauge.begin()
 	}
-	g.busy.Store(true)
+	g.stir()
 	g.last++
 	g.once.note(en.once, en.part, g.last)
 	g.tail = append(g.tail, en)
