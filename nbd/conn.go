@@ -124,21 +124,20 @@ func (c *Conn) finish(err error) {
 	if !orderly && !errors.As(err, &pe) {
 		c.die(err)
 	}
+	// What came before the end has to begin before the Device's context ends: it is answered then, if anybody is there.
+	if c.reads != nil {
+		c.reads.all()
+		c.reads.end()
+	}
+	if c.submitter != nil {
+		c.submitter.end()
+	}
 	if errors.Is(err, io.EOF) {
 		c.left.Store(true)
 		c.cancel() // a client that left without a DISC has died
 	}
-	if c.reads != nil {
-		c.reads.all()
-	}
 	c.waitUntil(func() bool { return c.answered == c.taken && !c.writing && (c.dead != nil || c.queue.first == nil) })
 	c.cancel()
-	if c.submitter != nil {
-		c.submitter.end()
-	}
-	if c.reads != nil {
-		c.reads.end()
-	}
 	if err := c.dev.Close(); err != nil {
 		c.log.Warn("nbd device did not close well", "err", err)
 	}

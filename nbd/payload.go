@@ -69,7 +69,9 @@ func (c *Conn) stall() {
 func (c *Conn) unstall() {
 	if c.stalled {
 		c.stalled = false
-		c.readUntil(time.Time{})
+		if !c.drainedOnce { // else the date is the drain's
+			c.readUntil(time.Time{})
+		}
 	}
 }
 

@@ -192,6 +192,7 @@ func (c *Conn) submit(r *Request, payload uint64) error {
 	if c.reads.takes(r) {
 		c.taken++
 		r.state = requestSubmitted
+		c.durably = false // the client waits for this, too
 		c.reads.add(r)
 		return nil
 	}
@@ -222,6 +223,9 @@ func (c *Conn) submit(r *Request, payload uint64) error {
 	c.dev.Submit(r)
 	if c.batchBytes += cost; c.batchBytes >= pushBytes {
 		c.endBatch()
+	}
+	if c.reads != nil {
+		c.reads.passed()
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -35,13 +36,14 @@ type Server struct {
 	opening   int           // sessions promised to handshakes that are at GO
 	empty     chan struct{} // closed when draining and nobody is left; nil while running
 
-	relief   relief
-	spinners *spinners
-	threads  atomic.Int32         // submitters with one of their own
-	sharing  atomic.Int32         // second goroutines at work
-	lastRead atomic.Pointer[Conn] // whose reader read last
-	company  atomic.Int64         // when another one than before did, or others than clients asked for something: nanoseconds since 1970
-	failures failureLog
+	relief     relief
+	spinners   *spinners
+	threads    atomic.Int32         // submitters with one of their own
+	processors int32                // GOMAXPROCS
+	sharing    atomic.Int32         // second goroutines at work
+	lastRead   atomic.Pointer[Conn] // whose reader read last
+	company    atomic.Int64         // when another one than before did, or others than clients asked for something: nanoseconds since 1970
+	failures   failureLog
 }
 
 type serverState int
@@ -63,7 +65,7 @@ func NewServer(cfg Config, b Backend) (*Server, error) {
 	s := &Server{
 		cfg: cfg, backend: b, log: cfg.Logger, budget: newBudget(cfg.MaxBytes),
 		listeners: make(map[net.Listener]struct{}), sessions: make(map[*Conn]struct{}),
-		relief: relief{calm: calmFlushes}, spinners: newSpinners(),
+		relief: relief{calm: calmFlushes}, spinners: newSpinners(), processors: int32(runtime.GOMAXPROCS(0)),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s, nil

@@ -1,7 +1,6 @@
 package nbd
 
 import (
-	"runtime"
 	"sync"
 	"time"
 )
@@ -18,14 +17,22 @@ const (
 	shareWorth = 25 * time.Microsecond
 )
 
+// shareTurn is how many other requests are begun, at most, before a read, and shareTurns how many reads the second goroutine makes before another connection's has its chance.
+const (
+	shareTurn  = 16
+	shareTurns = 256
+)
+
 // sharing has a connection's large reads that have not begun. It is there if the Device is a Sharer.
 type sharing struct {
 	c   *Conn
 	dev Sharer
 
 	worth bool          // the last read took its time; reader goroutine only
+	later int           // requests that were begun since a read; reader goroutine only
 	wake  chan struct{} // to the second goroutine, which is started when it is first needed and lives as long as the connection
 	done  chan struct{} // closed at its end
+	made  int           // by it since it was woken; its own
 
 	mu   sync.Mutex // guards what follows
 	list requestList
@@ -39,6 +46,13 @@ func (s *sharing) add(r *Request) {
 	s.mu.Unlock()
 }
 
+// passed takes that another request was begun. Every so often a read has its turn, so that none waits for all that came after it.
+func (s *sharing) passed() {
+	if s.later++; s.later >= shareTurn {
+		s.one()
+	}
+}
+
 // one has the reader make one read, and says whether there was any.
 func (s *sharing) one() bool {
 	s.mu.Lock()
@@ -46,6 +60,7 @@ func (s *sharing) one() bool {
 	help := s.list.first != nil && !s.busy && s.worth && s.mayHelp()
 	s.busy = s.busy || help
 	s.mu.Unlock()
+	s.later = 0
 	if r == nil {
 		return false
 	}
@@ -62,7 +77,7 @@ func (s *sharing) one() bool {
 // bound is how many second goroutines may be at work in all: one for two processors, and one less where others asked for something lately. With all processors at work nobody
 // looks at the network for them, for up to 10 ms.
 func (s *sharing) bound() int32 {
-	n := int32(runtime.GOMAXPROCS(0) / 2)
+	n := s.c.srv.processors / 2
 	if s.c.arrived.UnixNano()-s.c.srv.company.Load() < int64(companyTime) {
 		n--
 	}
@@ -107,22 +122,26 @@ func (s *sharing) help() {
 func (s *sharing) run() {
 	defer close(s.done)
 	for range s.wake {
+		s.made = 0
 		for r := s.more(); r != nil; r = s.more() {
 			s.read(r)
 		}
 	}
 }
 
-// more is the second goroutine's next read.
+// more is the second goroutine's next read, nil if it is through.
 func (s *sharing) more() *Request {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r := s.list.pop()
-	if r == nil {
-		s.busy = false
-		s.c.srv.sharing.Add(-1)
+	if s.made < shareTurns {
+		if r := s.list.pop(); r != nil {
+			s.made++
+			return r
+		}
 	}
-	return r
+	s.busy = false
+	s.c.srv.sharing.Add(-1)
+	return nil
 }
 
 // all makes what is left, for a reader that reads no more.

@@ -1,8 +1,11 @@
 package nbd
 
 import (
+	"context"
 	"encoding/binary"
+	"io"
 	"math/rand/v2"
+	"net"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -251,36 +254,138 @@ func TestB4NoSharedReadStartsAfterTheConnectionDied(t *testing.T) {
 
 // TestNoSharingInCompany: where somebody else asked for something lately, and processors are two, the other one is left to him.
 func TestNoSharingInCompany(t *testing.T) {
+	for _, c := range []struct {
+		processors      int
+		alone, together bool
+	}{{1, false, false}, {2, true, false}, {4, true, true}} {
+		b := newSharingBackend(t)
+		b.read = func(r *Request) { r.Queue(nil) }
+		runtime.GOMAXPROCS(c.processors)
+		r := newRig(t, b)
+		shared := func(w *wire) bool {
+			before := b.reads.Load()
+			w.send(request(cmdRead, 0, 1, 0, largeRead))
+			w.simple(1)
+			w.recv(largeRead)
+			return b.reads.Load() > before
+		}
+		w, other := r.ready(t, "x", simpleReplies), r.ready(t, "x", simpleReplies)
+		if got := shared(w); got != c.alone {
+			t.Errorf("%d processors, alone: shared %v", c.processors, got)
+		}
+		shared(other)
+		if got := shared(w); got != c.together {
+			t.Errorf("%d processors, in company: shared %v", c.processors, got)
+		}
+		r.srv.company.Store(time.Now().Add(-companyTime).UnixNano())
+		if got := shared(w); got != c.alone {
+			t.Errorf("%d processors, alone again: shared %v", c.processors, got)
+		}
+	}
+}
+
+// givingUp is a Device that gives up what begins after the end of its context, as a disk does whose client has died.
+type givingUp struct {
+	*fakeDevice
+	ctx context.Context
+}
+
+func (d *givingUp) Submit(r *Request) {
+	takeTime()
+	clear(r.Data)
+	r.Queue(d.ctx.Err())
+}
+
+func (d *givingUp) Read(r *Request) { d.Submit(r) }
+
+// TestWhatCameBeforeTheEndIsAnswered: large requests, and then the client's end of the stream, which is seen before the last of them begins.
+func TestWhatCameBeforeTheEndIsAnswered(t *testing.T) {
+	newSharingBackend(t) // for its processors
+	const n = 16
+	for _, cmd := range []uint16{cmdRead, cmdWrite} {
+		for range 10 {
+			b := &fakeBackend{info: allCan(1 << 30)}
+			b.device = func() Device { return &givingUp{&fakeDevice{b: b}, b.lastContext()} }
+			r := newRig(t, b)
+			w := r.ready(t, "x", simpleReplies)
+			var all []byte
+			want := n * simpleReplySize
+			for i := range uint64(n) {
+				all = append(all, request(cmd, 0, i, i<<20, largeRead)...)
+				if cmd == cmdWrite {
+					all = append(all, make([]byte, largeRead)...)
+				} else {
+					want += largeRead
+				}
+			}
+			w.send(all)
+			w.nc.(*net.UnixConn).CloseWrite()
+			if got, err := io.Copy(io.Discard, w.nc); err != nil || got != int64(want) {
+				t.Fatalf("command %d: %d bytes of answers, want %d: %v", cmd, got, want, err)
+			}
+		}
+	}
+}
+
+// waitingSharer is a Sharer that may leave a wait to its reader.
+type waitingSharer struct {
+	*fakeDevice
+	reads, early atomic.Int32
+}
+
+func (d *waitingSharer) Submit(r *Request) { r.Queue(nil) }
+func (d *waitingSharer) Read(r *Request)   { d.reads.Add(1); r.Queue(nil) }
+
+func (d *waitingSharer) PushLeaving() func() {
+	if d.reads.Load() == 0 {
+		d.early.Add(1)
+	}
+	return nil
+}
+
+// TestNoWaitBesideALargeRead: a flush that is answered at once, and a large read behind it. The client waits for more than what a Waiter would have the reader wait for.
+func TestNoWaitBesideALargeRead(t *testing.T) {
+	newSharingBackend(t)
+	b := &fakeBackend{info: allCan(1 << 30)}
+	d := &waitingSharer{fakeDevice: &fakeDevice{b: b}}
+	b.device = func() Device { return d }
+	r := newRig(t, b)
+	r.srv.relief.calm = 0
+	w := r.ready(t, "x", simpleReplies)
+	w.send(request(cmdFlush, 0, 1, 0, 0), request(cmdRead, 0, 2, 0, largeRead))
+	w.simple(1)
+	w.simple(2)
+	w.recv(largeRead)
+	if d.early.Load() > 0 {
+		t.Error("PushLeaving was called while the client waited for a read that had not begun")
+	}
+}
+
+// TestLargeReadsHaveTheirTurn: of many small requests that arrive with a large read, or after it, only some go before it.
+func TestLargeReadsHaveTheirTurn(t *testing.T) {
 	b := newSharingBackend(t)
 	b.read = func(r *Request) { r.Queue(nil) }
 	r := newRig(t, b)
-	ask := func(w *wire) (shared bool) {
-		before := b.reads.Load()
-		w.send(request(cmdRead, 0, 1, 0, largeRead))
-		w.simple(1)
-		w.recv(largeRead)
-		return b.reads.Load() > before
-	}
 	w := r.ready(t, "x", simpleReplies)
-	if !ask(w) {
-		t.Error("alone: not shared")
+	const small, large = 600, 4
+	var all []byte
+	for i := range uint64(large) {
+		all = append(all, request(cmdRead, 0, small+i, 0, largeRead)...)
 	}
-	other := r.ready(t, "x", simpleReplies)
-	ask(other)
-	if ask(w) {
-		t.Error("in company: shared")
+	for i := range uint64(small) {
+		all = append(all, request(cmdRead, 0, i, 0, 512)...)
 	}
-	r.srv.company.Store(time.Now().Add(-companyTime).UnixNano())
-	if !ask(w) {
-		t.Error("alone again: not shared")
-	}
-	runtime.GOMAXPROCS(4)
-	ask(other)
-	if !ask(w) {
-		t.Error("in company, with processors enough: not shared")
-	}
-	runtime.GOMAXPROCS(1)
-	if r.srv.company.Store(0); ask(w) {
-		t.Error("with one processor: shared")
+	w.send(all)
+	before, found := 0, 0
+	for range small + large {
+		if cookie := binary.BigEndian.Uint64(w.recv(simpleReplySize)[8:]); cookie < small {
+			w.recv(512)
+			before++
+			continue
+		}
+		w.recv(largeRead)
+		if found++; before > found*shareTurn {
+			t.Errorf("large read %d came after %d small ones", found, before)
+		}
 	}
 }

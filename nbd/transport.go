@@ -48,6 +48,9 @@ const (
 	joinSize = 64 << 10
 )
 
+// writeSize is what one call writes at most: a write's deadline is for all of it, and who takes little at a time is no client that takes nothing.
+const writeSize = 256 << 10
+
 func newPlainTransport(nc net.Conn) *plainTransport { return &plainTransport{nc: nc} }
 
 func (t *plainTransport) arrived() bool { return true }
@@ -80,7 +83,7 @@ func (t *plainTransport) write(bufs [][]byte) (int, error) {
 		}
 		return t.nc.Write(t.join)
 	}
-	return t.nc.Write(bufs[0])
+	return t.nc.Write(bufs[0][:min(len(bufs[0]), writeSize)])
 }
 
 func (t *plainTransport) setReadDeadline(at time.Time) error  { return t.nc.SetReadDeadline(at) }
