@@ -25,7 +25,7 @@
 // A large write with more behind it is given to the connection's submitter goroutine, so that the Device takes it while the reader takes
 // the next one from the socket (handoff.go). A [Preparer] sees it before that, while it is in the reader's processor's cache.
 //
-// If the Device is a [Sharer], large reads wait until nothing else has arrived, and a second goroutine makes some of them where there are several and a processor for it (share.go): what is in
+// If the Device is a [Sharer], large reads wait until nothing else has arrived (or a few other requests went before), and a second goroutine makes some of them where there are several and a processor for it (share.go): what is in
 // memory takes a processor as long as it takes to copy it.
 //
 // Where a client waits for one request and the Device for a disk, the reader waits itself, if the Device is a [Waiter] and nobody else has asked for anything for a while;

@@ -6,7 +6,7 @@ import (
 )
 
 // The sharing: a large read of what is in memory is nothing but copying, out of the page cache and into the socket, and takes the reader some 50 to 100 µs. Where a client
-// has several under way, another processor may do the same for the next one. So the reader makes large reads one by one, when nothing else is there to be read, and looks for
+// has several under way, another processor may do the same for the next one. So the reader makes large reads one by one, when nothing else is there to be read or shareTurn others went before, and looks for
 // more after each; if it took its time for the last one and there are more, the connection's second goroutine makes some of them. Each sends what it has read, while that
 // is in its processor's cache, unless the other one is sending: then that one takes it along.
 
