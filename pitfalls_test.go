@@ -67,6 +67,7 @@ var failovers = map[string]string{
 	"TestB4NothingStartsAfterTheConnectionDied":          "a write of a dead connection starts after it was sent again on another one",
 	"TestB4NothingStartsAfterTheConnectionDiedInSubmit":  "the same, of a write that was read along with one that the device is slow to take",
 	"TestB4NothingHandedOffStartsAfterTheConnectionDied": "the same, of a write that waits behind another large one",
+	"TestB4NothingHandedOffStartsAfterTheClientLeft":     "the same, where the client only ended its side",
 	"TestB4NoSharedReadStartsAfterTheConnectionDied":     "the same, of a large read that waits for its turn",
 	"TestB4StaleRetriedWrite":                            "a write of a dead gateway lands on top of a newer one",
 	"TestB4RetryOfWhatWasPartlyDone":                     "a retry does not cover what was partly done",

@@ -124,13 +124,11 @@ func (c *Conn) finish(err error) {
 	if !orderly && !errors.As(err, &pe) {
 		c.die(err)
 	}
-	// What came before the end has to begin before the Device's context ends: it is answered then, if anybody is there.
+	// Reads that came before the end begin before the Device's context ends: they are answered then, if anybody is there. Writes that wait for the submitter must not: a
+	// client that left may send them again elsewhere, and write something else there before these begin.
 	if c.reads != nil {
 		c.reads.all()
 		c.reads.end()
-	}
-	if c.submitter != nil {
-		c.submitter.end()
 	}
 	if errors.Is(err, io.EOF) {
 		c.left.Store(true)
@@ -138,6 +136,9 @@ func (c *Conn) finish(err error) {
 	}
 	c.waitUntil(func() bool { return c.answered == c.taken && !c.writing && (c.dead != nil || c.queue.first == nil) })
 	c.cancel()
+	if c.submitter != nil {
+		c.submitter.end()
+	}
 	if err := c.dev.Close(); err != nil {
 		c.log.Warn("nbd device did not close well", "err", err)
 	}

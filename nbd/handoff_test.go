@@ -3,6 +3,7 @@ package nbd
 import (
 	"encoding/binary"
 	"math/rand/v2"
+	"net"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -171,5 +172,34 @@ func TestB4NothingHandedOffStartsAfterTheConnectionDied(t *testing.T) {
 	within(t, "the device to be closed", func() bool { return b.closes.Load() == 1 })
 	if n := begun.Load(); n != 1 {
 		t.Errorf("%d requests were started after the connection died", n-1)
+	}
+}
+
+// TestB4NothingHandedOffStartsAfterTheClientLeft: a large write waits behind one that the Device takes only when its context ends. The client's end of the stream ends it.
+func TestB4NothingHandedOffStartsAfterTheClientLeft(t *testing.T) {
+	var begun, late atomic.Int32
+	inside := make(chan struct{}, 8)
+	b := &fakeBackend{info: allCan(1 << 20)}
+	b.submit = func(r *Request) {
+		ctx := b.lastContext()
+		if begun.Add(1) == 1 {
+			inside <- struct{}{}
+			<-ctx.Done()
+		} else if ctx.Err() == nil {
+			late.Add(1)
+		}
+		r.Queue(ctx.Err())
+	}
+	r := newRig(t, b)
+	w := r.ready(t, "x", simpleReplies)
+	const size = 128 << 10
+	w.send(request(cmdWrite, 0, 0, 0, size), make([]byte, size-1))
+	w.send([]byte{0}, request(cmdWrite, 0, 1, 0, size)) // so that the first one has more behind it
+	<-inside
+	w.send(make([]byte, size))
+	w.nc.(*net.UnixConn).CloseWrite()
+	within(t, "the device to be closed", func() bool { return b.closes.Load() == 1 })
+	if n := late.Load(); n > 0 {
+		t.Errorf("%d writes began as if the client were there", n)
 	}
 }
