@@ -62,12 +62,12 @@ func (l *Latency) Collect(ch chan<- prometheus.Metric) {
 	ch <- prometheus.MustNewConstMetric(descErrors, prometheus.CounterValue, float64(l.failed.Load()), l.op)
 }
 
-// latencies lets many of them be registered as one.
-type latencies []*Latency
+// Latencies are the counters of one server, to be registered as one.
+type Latencies []*Latency
 
-func (ls latencies) Describe(ch chan<- *prometheus.Desc) { new(Latency).Describe(ch) }
+func (ls Latencies) Describe(ch chan<- *prometheus.Desc) { new(Latency).Describe(ch) }
 
-func (ls latencies) Collect(ch chan<- prometheus.Metric) {
+func (ls Latencies) Collect(ch chan<- prometheus.Metric) {
 	for _, l := range ls {
 		l.Collect(ch)
 	}

@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"net/http"
 	"strconv"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -104,8 +105,18 @@ func number(b bool) float64 {
 }
 
 // metricsHandler serves the node's metrics and Go's own.
-func metricsHandler(node LocalNode, samples *sampler, requests []*Latency, log *slog.Logger) http.Handler {
+func metricsHandler(node LocalNode, samples *sampler, also []Metrics, log *slog.Logger) http.Handler {
 	r := prometheus.NewRegistry()
-	r.MustRegister(collector{node}, clusterCollector{node, samples}, latencies(requests), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	r.MustRegister(collector{node}, clusterCollector{node, samples}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	r.MustRegister(also...)
 	return promhttp.HandlerFor(r, promhttp.HandlerOpts{ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn), EnableOpenMetrics: true})
+}
+
+// Metrics are more of what /metrics tells.
+type Metrics = prometheus.Collector
+
+// CertificateExpiry is the metric that says when the certificate runs out that NBD clients are shown over TLS, so that an alarm can come before.
+func CertificateExpiry(notAfter func() time.Time) Metrics {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "sheepdog_nbd_tls_certificate_expiration_timestamp_seconds",
+		Help: "When the certificate runs out that NBD clients are shown, in seconds since 1970."}, func() float64 { return float64(notAfter().Unix()) })
 }

@@ -82,8 +82,8 @@ type Server struct {
 	peers map[string]*Client
 }
 
-// NewServer returns the API of node; Serve it. What requests counts is part of /metrics.
-func NewServer(node LocalNode, log *slog.Logger, requests ...*Latency) *Server {
+// NewServer returns the API of node; Serve it. What also collects is part of /metrics: Latencies, CertificateExpiry.
+func NewServer(node LocalNode, log *slog.Logger, also ...Metrics) *Server {
 	s := &Server{node: node, log: log, peers: map[string]*Client{}}
 	s.sampling, s.cancel = context.WithCancel(context.Background())
 	mux := http.NewServeMux()
@@ -104,7 +104,7 @@ func NewServer(node LocalNode, log *slog.Logger, requests ...*Latency) *Server {
 	handle("POST /v1/disk/add", s.postDiskAdd)
 	handle("POST /v1/disk/remove", s.postDiskRemove)
 	mux.HandleFunc("POST /v1/check", s.postCheck)
-	mux.Handle("GET /metrics", metricsHandler(node, &s.samples, requests, log))
+	mux.Handle("GET /metrics", metricsHandler(node, &s.samples, also, log))
 	s.http = &http.Server{
 		Handler:           crashing(http.NewCrossOriginProtection().Handler(mux)),
 		ReadHeaderTimeout: headerTimeout,

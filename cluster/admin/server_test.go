@@ -37,7 +37,7 @@ func start(t *testing.T, n int) (*admintest.Cluster, []*admin.Client) {
 	for i, l := range listeners {
 		read := admin.NewLatency("read")
 		read.Observe(4096, 100*time.Microsecond, false)
-		s := admin.NewServer(c.Node(i), slog.New(slog.DiscardHandler), read)
+		s := admin.NewServer(c.Node(i), slog.New(slog.DiscardHandler), admin.Latencies{read}, admin.CertificateExpiry(func() time.Time { return time.Unix(4102444800, 0) }))
 		done := make(chan error, 1)
 		go func() { done <- s.Serve(l) }()
 		client := admin.NewClient(addrs[i])
@@ -314,7 +314,8 @@ func TestMetrics(t *testing.T) {
 	for _, want := range []string{`sheepdog_groups{state="degraded"} 64`, "sheepdog_lease 1", "sheepdog_raft_leader 1", `sheepdog_stat{name="reads"} 1`,
 		`sheepdog_disk_bytes{disk="/disk0",kind="used"}`, "go_goroutines",
 		`sheepdog_nbd_request_seconds_bucket{op="read",le="6.4e-05"} 0`, `sheepdog_nbd_request_seconds_bucket{op="read",le="0.000128"} 1`,
-		`sheepdog_nbd_bytes_total{op="read"} 4096`, `sheepdog_nodes{state="down"} 1`, `sheepdog_nodes{state="up"} 2`, "sheepdog_raft_has_leader 1", "sheepdog_recovery_seconds 0"} {
+		`sheepdog_nbd_bytes_total{op="read"} 4096`, `sheepdog_nodes{state="down"} 1`, `sheepdog_nodes{state="up"} 2`, "sheepdog_raft_has_leader 1", "sheepdog_recovery_seconds 0",
+		"sheepdog_nbd_tls_certificate_expiration_timestamp_seconds 4.1024448e+09"} {
 		if !strings.Contains(string(b), want) {
 			t.Errorf("no %s in\n%s", want, b)
 		}

@@ -123,8 +123,8 @@ func newRequestCounters() requestCounters {
 	return c
 }
 
-func (c requestCounters) all() []*admin.Latency {
-	return slices.DeleteFunc(slices.Clone(c), func(l *admin.Latency) bool { return l == nil })
+func (c requestCounters) all() admin.Latencies {
+	return slices.DeleteFunc(admin.Latencies(slices.Clone(c)), func(l *admin.Latency) bool { return l == nil })
 }
 
 func (c requestCounters) observe(op nbd.Op, length uint64, took time.Duration, code uint32) {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -12,12 +13,17 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/sheepdog-go/sheepdog/cluster/admin"
+	"github.com/sheepdog-go/sheepdog/cmd/sheep/certs"
 	"github.com/sheepdog-go/sheepdog/nbd"
 )
 
 // nbdServers are a node's two ways to the same exports: TCP, with TLS and the list of who may open what as the flags say, and unix sockets, which
 // their file modes guard.
-type nbdServers struct{ tcp, local *nbd.Server }
+type nbdServers struct {
+	tcp, local *nbd.Server
+	tls        *tls.Config // of tcp; nil without
+}
 
 func newNBDServers(o *nodeOptions, cfg nbd.Config, b nbd.Backend) (s nbdServers, err error) {
 	var local, tcp atomic.Bool
@@ -27,6 +33,7 @@ func newNBDServers(o *nodeOptions, cfg nbd.Config, b nbd.Backend) (s nbdServers,
 	if cfg, err = o.security.Apply(cfg, cfg.Logger); err != nil {
 		return s, err
 	}
+	s.tls = cfg.TLS
 	s.tcp, err = nbd.NewServer(besides(cfg, &tcp, &local), b)
 	return s, err
 }
@@ -44,6 +51,14 @@ func besides(cfg nbd.Config, asked, other *atomic.Bool) nbd.Config {
 		return quiet() && (!other.Load() || !other.Swap(false))
 	}
 	return cfg
+}
+
+// metrics are those that only a node with TLS has.
+func (s nbdServers) metrics() []admin.Metrics {
+	if s.tls == nil {
+		return nil
+	}
+	return []admin.Metrics{admin.CertificateExpiry(func() time.Time { return certs.NotAfter(s.tls) })}
 }
 
 // behind is the server for a listener.

@@ -60,7 +60,7 @@ func startNode(ctx context.Context, o *nodeOptions, log *slog.Logger) (*runningN
 		closeAll(listeners)
 		return nil, errors.Join(err, n.node.Stop(ctx))
 	}
-	n.admin = admin.NewServer(&localNode{n}, log, requests.all()...)
+	n.admin = admin.NewServer(&localNode{n}, log, append(n.nbd.metrics(), requests.all())...)
 	n.serve(func() error { return n.admin.Serve(n.node.HTTP()) })
 	for _, l := range listeners {
 		n.serve(func() error { return n.nbd.behind(l).Serve(l) })

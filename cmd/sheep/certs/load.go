@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"time"
 )
 
 // ServerConfig is the TLS configuration of a server whose certificates lie in dir. verify wants a certificate of every client. The files are read again when
@@ -19,6 +20,12 @@ func ServerConfig(dir string, verify bool, log *slog.Logger) (*tls.Config, error
 	outer := l.now().Clone()
 	outer.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { return l.now(), nil }
 	return outer, nil
+}
+
+// NotAfter is when the server's certificate runs out, of a configuration that ServerConfig returned: the one that new clients are shown.
+func NotAfter(cfg *tls.Config) time.Time {
+	now, _ := cfg.GetConfigForClient(nil) // asks no client, and never fails: see ServerConfig
+	return now.Certificates[0].Leaf.NotAfter
 }
 
 func certificates(dir string, verify bool, log *slog.Logger) (*latest[*tls.Config], error) {
