@@ -283,6 +283,7 @@ func (s *Store) takeRecord(b []byte) (int, error) {
 		o.checkpoint = binary.LittleEndian.Uint64(b[32:])
 		o.birth = binary.LittleEndian.Uint64(b[40:])
 		o.sum = binary.LittleEndian.Uint32(b[48:])
+		o.known = b[1]&1 != 0
 		if damaged := b[1]&1 != 0; damaged != o.damaged {
 			o.damaged = damaged
 			if damaged {

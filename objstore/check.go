@@ -199,7 +199,7 @@ func (c *checker) object(o *object) {
 	if o.damaged {
 		c.problem(name, "known to be damaged; it has to be copied again from another replica")
 	}
-	t, keys, err := c.s.readTables(o, o.checkpoint, o.birth)
+	t, keys, err := c.s.readTables(o, o.checkpoint, o.birth, false)
 	switch {
 	case err != nil:
 		c.problem(name, "%v", err)

@@ -553,7 +553,8 @@ func (s *Store) appendOthers(b []byte, groups []cutGroup, plans []*plan) []byte 
 			if planned[o] || o.checkpoint == 0 {
 				continue
 			}
-			r := objectRecord{group: c.g.id, key: o.key, version: o.version, checkpoint: o.checkpoint, birth: o.birth, sum: o.sum, damaged: o.damaged}
+			// What made a damaged object whole is behind the cut, and may be lost.
+			r := objectRecord{group: c.g.id, key: o.key, version: o.version, checkpoint: o.checkpoint, birth: o.birth, sum: o.sum, damaged: o.damaged || o.known}
 			if o.t != nil {
 				r.version = o.t.durable
 			}
@@ -600,7 +601,7 @@ func (p *plan) finish(n uint64, cut pos, maySpare bool) (punch []slotRun) {
 	for _, at := range snap.marks {
 		t.chunks[at.chunk].wrote(at.side, false, tableKey{})
 	}
-	o.checkpoint, o.sum, t.durable = n, sumOf(snap.keys), snap.version
+	o.checkpoint, o.sum, t.durable, o.known = n, sumOf(snap.keys), snap.version, snap.damaged
 	if snap.gone {
 		o.checkpoint = 0
 	}
@@ -643,7 +644,7 @@ func (p *plan) settle(m *moved) {
 		to := p.snap.tables[m.table].cells[b]
 		v := t.holder(p.snap.tables[m.table].t, b, from)
 		if v == nil {
-			t.freeLater(slot, end)
+			t.freeLater(slot, end-1) // the record that superseded it is before the end
 			continue
 		}
 		p.o.count(v, v.cells[b], -1)

@@ -21,6 +21,7 @@ type Copy struct {
 	done bool
 
 	fresh bool      // there was no object
+	birth uint64    // of the file that was put to first; guarded by the group's mutex
 	next  slotPoint // behind what was put last
 
 	// Guarded by the group's mutex.
@@ -145,6 +146,9 @@ func (c *Copy) write(runs []slotRun, data []byte) error {
 		c.file, c.synced = f, c.written
 	}
 	c.written += int64(len(data))
+	if c.birth == 0 {
+		c.birth = c.o.birth
+	}
 	over := c.written-c.synced > copyUnsyncedMax
 	c.g.mu.Unlock()
 	if over {
@@ -242,6 +246,9 @@ func (c *Copy) install(u *Unit) error {
 	defer g.mu.Unlock()
 	if g.dropped {
 		return fmt.Errorf("install object %v: group %d: %w", u.Key, g.id, ErrDropped)
+	}
+	if len(c.put) > 0 && c.birth != o.birth {
+		return fmt.Errorf("install object %v: its file was lost meanwhile: %w", u.Key, ErrStale)
 	}
 	im := image{key: u.Key, birth: o.birth, version: u.Version}
 	for _, v := range u.Versions {

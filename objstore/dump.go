@@ -77,7 +77,7 @@ func (s *Store) dumpObject(o *object, w io.Writer) error {
 	if o.damaged {
 		fmt.Fprintln(w, "  damaged: to be copied again from another replica")
 	}
-	t, keys, err := s.readTables(o, o.checkpoint, o.birth)
+	t, keys, err := s.readTables(o, o.checkpoint, o.birth, false)
 	if err != nil {
 		return err
 	}

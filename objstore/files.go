@@ -74,10 +74,13 @@ func (s *Store) acquire(o *object, create bool) (*objFile, error) {
 	defer stripe.Unlock()
 	o.g.mu.Lock()
 	f = o.hold()
-	birth, damaged := o.birth, o.damaged
+	birth, damaged, dropped := o.birth, o.damaged, o.g.dropped && o.g.objects[o.key] != o
 	o.g.mu.Unlock()
 	if f != nil {
 		return f, nil
+	}
+	if dropped { // the file of that name is the next life's
+		return nil, fmt.Errorf("open object %v: group %d: %w", o.key, o.g.id, ErrDropped)
 	}
 	if birth == 0 && !create {
 		return nil, fmt.Errorf("open object %v: %w", o.key, fs.ErrNotExist)

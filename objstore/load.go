@@ -3,8 +3,6 @@ package objstore
 import (
 	"io"
 	"sync"
-
-	"github.com/sheepdog-go/sheepdog/objstore/vfs"
 )
 
 // load brings an object's tables into memory. A damaged object loads, too:
@@ -19,7 +17,7 @@ func (s *Store) load(o *object) error {
 		want, sum, birth := o.checkpoint, o.sum, o.birth
 		o.g.mu.Unlock()
 
-		t, keys, err := s.readTables(o, want, birth)
+		t, keys, err := s.readTables(o, want, birth, false)
 		if err != nil {
 			return err
 		}
@@ -56,8 +54,9 @@ func (s *Store) load(o *object) error {
 
 // readTables reads every chunk's table places. Of the two the one with the
 // greater checkpoint counts, among those that finished: not later than want.
-// No tables and no error means that the file is lost.
-func (s *Store) readTables(o *object, want, birth uint64) (*tables, []tableKey, error) {
+// No tables and no error means that the file is lost. direct: from the disk,
+// whatever memory has.
+func (s *Store) readTables(o *object, want, birth uint64, direct bool) (*tables, []tableKey, error) {
 	s.m.loads.Add(1)
 	f, err := s.acquire(o, false)
 	switch {
@@ -76,8 +75,12 @@ func (s *Store) readTables(o *object, want, birth uint64) (*tables, []tableKey, 
 	var keys []tableKey
 	buf := placeBuffers.Get().(*[2 * tableBytes]byte)
 	defer placeBuffers.Put(buf)
+	read := f.f.ReadAt
+	if direct {
+		read = f.f.ReadDirect
+	}
 	for k := 0; int64(tableSlot(k, 0))*BlockSize < size; k++ {
-		if err := readPlaces(f.f, buf, k); err != nil {
+		if err := readPlaces(read, buf, k); err != nil {
 			s.m.readErrors.Add(1)
 			s.log.Error("block table is unreadable", "object", o.key, "group", uint32(o.g.id), "error", err)
 			clear(buf[:]) // the sum over the tables will tell
@@ -104,17 +107,17 @@ func (s *Store) readTables(o *object, want, birth uint64) (*tables, []tableKey, 
 // lost: with it goes the whole object until it is copied again.
 const tableReads = 3
 
-func readPlaces(f vfs.File, buf *[2 * tableBytes]byte, chunk int) (err error) {
+func readPlaces(read func([]byte, int64) (int, error), buf *[2 * tableBytes]byte, chunk int) (err error) {
 	for range tableReads {
 		clear(buf[:])
-		if _, err = f.ReadAt(buf[:], int64(tableSlot(chunk, 0))*BlockSize); err == nil || err == io.EOF {
+		if _, err = read(buf[:], int64(tableSlot(chunk, 0))*BlockSize); err == nil || err == io.EOF {
 			return nil
 		}
 	}
 	return err
 }
 
-var placeBuffers = sync.Pool{New: func() any { return new([2 * tableBytes]byte) }}
+var placeBuffers = sync.Pool{New: func() any { return (*[2 * tableBytes]byte)(alignedBuffer(2 * tableBytes)) }}
 
 // chooseTable decides between the two places of chunk k.
 func chooseTable(b *[2 * tableBytes]byte, key Key, birth uint64, k int, want uint64) (c chunkState, v *table) {

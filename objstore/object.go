@@ -21,6 +21,7 @@ type object struct {
 	birth      uint64 // of its file; 0: no file yet
 	sum        uint32 // over its tables' places, so that a lost or rotten table is noticed
 	damaged    bool   // a table or the file is lost: no read may trust it
+	known      bool   // that is in the catalog
 
 	t    *tables
 	file *objFile

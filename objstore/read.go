@@ -44,7 +44,7 @@ func (g *Group) readOne(key Key, chain []VidGen, block int, dst []byte, crcs []u
 	}
 	g.mu.Lock()
 	o := g.objects[key]
-	if o == nil || o.t == nil || o.damaged {
+	if o == nil || o.t == nil || o.damaged || g.dropped {
 		g.mu.Unlock()
 		return false
 	}

@@ -590,7 +590,7 @@ func (r *replay) adopt(o *object, birth uint64) error {
 		return err
 	}
 	f.release()
-	t, _, err := r.s.readTables(o, 0, birth)
+	t, _, err := r.s.readTables(o, 0, birth, false)
 	if err != nil || t == nil {
 		return errors.Join(err, ErrDamaged)
 	}

@@ -327,7 +327,7 @@ func (s *Store) tellBad(bad *BlockError) {
 }
 
 // scrubTables reads the tables again and compares their sum with the
-// catalog's.
+// catalog's; from the disk, as blocks (rule 14).
 func (s *Store) scrubTables(o *object) {
 	g := o.g
 	g.mu.Lock()
@@ -337,7 +337,7 @@ func (s *Store) scrubTables(o *object) {
 	if want == 0 || known {
 		return
 	}
-	t, keys, err := s.readTables(o, want, birth)
+	t, keys, err := s.readTables(o, want, birth, !bugScrubCached.active())
 	if err != nil || t != nil && sumOf(keys) == sum {
 		return
 	}
