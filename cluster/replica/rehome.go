@@ -170,11 +170,11 @@ func (m *mover) pass(ctx context.Context, sealed bool) (bytes int, err error) {
 	if err := m.from.Commit(); err != nil {
 		return 0, err
 	}
-	ours, err := versions(m.src)
+	ours, err := versions(m.src, false)
 	if err != nil {
 		return 0, err
 	}
-	theirs, err := versions(m.dst)
+	theirs, err := versions(m.dst, true)
 	if err != nil {
 		return 0, err
 	}
@@ -209,10 +209,14 @@ func (m *mover) pass(ctx context.Context, sealed bool) (bytes int, err error) {
 	return bytes, nil
 }
 
-func versions(st *objstore.Group) (map[objstore.Key]objstore.Number, error) {
+// versions are those of a group's objects on a disk. checked: a damaged one has none, since what is there is not what its version says.
+func versions(st *objstore.Group, checked bool) (map[objstore.Key]objstore.Number, error) {
 	list := map[objstore.Key]objstore.Number{}
 	err := st.Objects(0, func(o objstore.ObjectInfo) bool {
 		list[o.Key] = o.Version
+		if checked && o.Damaged {
+			list[o.Key] = objstore.Number{}
+		}
 		return true
 	})
 	return list, err
@@ -320,11 +324,11 @@ func (m *mover) seal(ctx context.Context) error {
 
 // equal compares once more what the group has here and there, by name and version.
 func (m *mover) equal() (bool, error) {
-	ours, err := versions(m.src)
+	ours, err := versions(m.src, false)
 	if err != nil {
 		return false, err
 	}
-	theirs, err := versions(m.dst)
+	theirs, err := versions(m.dst, true)
 	if err != nil || len(ours) != len(theirs) {
 		return false, err
 	}

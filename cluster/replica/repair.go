@@ -218,13 +218,20 @@ func (g *group) rewrite(bad *objstore.BlockError, before *objstore.Unit, data []
 func (g *group) healObject(key objstore.Key, granted uint64) error {
 	r := &resync{e: g.e, g: g, j: newJoiner(g.e.ctx), granted: granted}
 	defer r.j.end()
+	g.mu.Lock()
+	r.inSet = g.takeover != nil // nothing commits before it ends, and it may wait for us
+	g.mu.Unlock()
 	if err := r.quiet(key); err != nil {
 		return err
 	}
 	defer r.loud(key)
 	g.mu.Lock()
-	members, st, store := g.inSyncMembers(), g.st, g.store
-	ready := st != nil && g.uncommitted(key, 0, objstore.BlocksPerObject, 0) == 0
+	members, st, store, t := g.inSyncMembers(), g.st, g.store, g.takeover
+	ready, upTo := st != nil && g.uncommitted(key, 0, objstore.BlocksPerObject, 0) == 0, g.last
+	if t != nil {
+		members, upTo = t.sources(g)
+		ready = st != nil && len(members) > 0
+	}
 	g.mu.Unlock()
 	if !ready { // a set that is too small commits nothing: they may not have it
 		return errLater
@@ -234,6 +241,11 @@ func (g *group) healObject(key objstore.Key, granted uint64) error {
 		r.x = x
 		err := r.fetchObject(st, key)
 		if err == nil {
+			if t != nil {
+				g.mu.Lock()
+				t.whole = min(t.whole, upTo)
+				g.mu.Unlock()
+			}
 			g.e.Stats.Repaired.Add(1)
 			return store.Commit()
 		}
@@ -251,7 +263,7 @@ func (r *resync) fetchObject(st *objstore.Group, key objstore.Key) error {
 	wireKey(keyMeta[:], key)
 	a, err := r.call(wire.KindUnitGet, 0, keyMeta[:], nil, nil)
 	if a.status == wire.StatusGone {
-		return st.DeleteObject(key)
+		return r.stillPrimary(st, func() error { return st.DeleteObject(key) })
 	}
 	if err != nil {
 		return notCopied(a, err)
@@ -280,7 +292,18 @@ func (r *resync) fetchObject(st *objstore.Group, key objstore.Key) error {
 	if err != nil {
 		return err
 	}
-	return cp.Install(u)
+	return r.stillPrimary(st, func() error { return cp.Install(u) })
+}
+
+// stillPrimary changes our object while we are the primary for which it is quiet. Who is so no more may have taken entries for it from another.
+func (r *resync) stillPrimary(st *objstore.Group, change func() error) error {
+	g := r.g
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.granted != r.granted || g.role == idle || g.role == secondary || g.st != st {
+		return errLater
+	}
+	return change()
 }
 
 // notCopied tells a replica that has no good copy from one that did not say.

@@ -10,8 +10,10 @@ import (
 	"github.com/sheepdog-go/sheepdog/cluster/wire"
 )
 
-// stirredNow are the groups that a node's next tick looks at; those that are in the list twice, or without saying so, are a fault.
+// stirredNow are the groups that a node's next tick looks at; those that are in the list twice, or without saying so, are a fault. No tick may be under way, which has taken the list
+// and looks at one after the other.
 func (n *testNode) stirredNow(t *testing.T) int {
+	synctest.Wait()
 	n.e.stirred.mu.Lock()
 	list := append([]*group(nil), n.e.stirred.list...)
 	n.e.stirred.mu.Unlock()
