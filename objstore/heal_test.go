@@ -130,3 +130,36 @@ func TestCopyWhoseFileIsLost(t *testing.T) {
 	}
 	c.Abort()
 }
+
+// TestVersionOfADamagedObject: an entry that changes nothing that is left of a damaged object counts: who has its number has what the object was.
+func TestVersionOfADamagedObject(t *testing.T) {
+	sim, cfg, s := simStore(t, nil)
+	key, g := MakeKey(5, 7), s.Group(1)
+	stage(t, g, Entry{Kind: KindWrite, Key: key, Vid: 5, Gen: 100, Data: fill(1, 4)})
+	name := s.objectName(g.objects[key])
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := sim.Remove(name); err != nil {
+		t.Fatal(err)
+	}
+	s = after(t, cfg, sim)
+	g = s.Group(1)
+	stage(t, g, Entry{Kind: KindTrim, Key: key, Vid: 5, Gen: 100, First: 1, Count: 1})
+	for _, when := range []string{"at once", "after a restart", "after a checkpoint and a restart"} {
+		if v := g.VersionOf(key); v != g.Last() {
+			t.Errorf("%s: version %v, the last entry is %v", when, v, g.Last())
+		}
+		if err := g.Read(key, []VidGen{{5, 100}}, 0, 1, make([]byte, BlockSize), nil, false); !errors.Is(err, ErrDamaged) {
+			t.Errorf("%s: %v", when, err)
+		}
+		if when == "after a restart" {
+			if err := s.Checkpoint(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		abandonStore(s)
+		s = after(t, cfg, sim)
+		g = s.Group(1)
+	}
+}

@@ -87,6 +87,17 @@ func (g *Group) lockLoaded(key Key) (*object, func(), error) {
 	}
 }
 
+// VersionOf is the number of the last entry that changed an object, whole or
+// damaged; zero where there is none.
+func (g *Group) VersionOf(key Key) Number {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if o := g.objects[key]; o != nil {
+		return o.version
+	}
+	return Number{}
+}
+
 // Has says whether an object has a version of a vid. An object that cannot be read has none.
 func (g *Group) Has(key Key, vid Vid) bool {
 	o, unlock, err := g.lockLoaded(key)

@@ -13,6 +13,7 @@ import (
 	"github.com/sheepdog-go/sheepdog/cluster/state"
 	"github.com/sheepdog-go/sheepdog/cluster/wire"
 	"github.com/sheepdog-go/sheepdog/objstore"
+	"github.com/sheepdog-go/sheepdog/objstore/vfs/simfs"
 )
 
 // TestHealingEndsWithTheRole: a primary copies an object whose tables are lost from a replica. While it puts the last block (its disk is slow) it hands the group to another, and takes a
@@ -188,6 +189,95 @@ func TestR7DamagedObjectsAreCopiedFromWhoHasAll(t *testing.T) {
 				r.whole(20 * time.Second)
 				r.equal()
 			}
+		})
+	}
+}
+
+// TestDamagedObjectAndWhoReturns: the only replica in sync has lost an object. One that was away has it still, if nothing of it was changed meanwhile, and gives it back; one that has nothing
+// of the group gets blocks that are bad, and is in sync; one that has what the object was before keeps that, and does not join.
+func TestDamagedObjectAndWhoReturns(t *testing.T) {
+	for _, has := range []string{"what it was", "nothing", "an older one"} {
+		t.Run(has, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newCluster(t, 2, 2, 1)
+				c.whole(5 * time.Second)
+				c.a.must(&state.Command{CreateVDI: &state.CreateVDI{Name: "d", Size: 1 << 23}})
+				tc := c.client("x", "d")
+				put := func(index uint32, v byte) {
+					t.Helper()
+					if _, s := tc.do(t.Context(), wire.KindWrite, wire.FlagFUA, index, 0, objstore.BlockSize, fill(v)); s != wire.StatusOK {
+						t.Fatal(s)
+					}
+				}
+				want := func(index uint32, status wire.Status, v byte) {
+					t.Helper()
+					out, s := tc.do(t.Context(), wire.KindRead, 0, index, 0, objstore.BlockSize, nil)
+					if s != status || s == wire.StatusOK && out[0] != v {
+						t.Errorf("object %d: %v %x", index, s, out[:min(len(out), 1)])
+					}
+				}
+				put(0, 1)
+				put(1, 1)
+				gid := c.a.cur().Groups[0].ID
+				a, b := c.nodes[0], c.nodes[1]
+				c.cold(a)
+				root := objstore.Vid(c.a.cur().VDIs[0].Root)
+				key := objstore.MakeKey(root, 0)
+				b.kill()
+				b.exited()
+				put(1, 2)
+				if has == "an older one" {
+					put(0, 2)
+				}
+				if err := a.store.Checkpoint(); err != nil {
+					t.Fatal(err)
+				}
+				a.store.SetScrubRate(0)
+				lookAt(t, a, objstore.MakeKey(root, 1))
+				name := fmt.Sprintf("/d/obj/%08x/%v", uint32(gid), key)
+				for _, at := range []int64{4096 + 200, 4*4096 + 200} { // both places of its table rot
+					if err := a.fs.Flip(name, at*8); err != nil {
+						t.Fatal(err)
+					}
+				}
+				want(0, wire.StatusBad, 0)
+				if has == "nothing" {
+					b.fs = simfs.New(99)
+					b.fs.Before(b.failing)
+					if err := b.fs.Mkdir("/d"); err != nil {
+						t.Fatal(err)
+					}
+					if err := objstore.Create(b.config(), objstore.Identity{Cluster: "test", Disk: b.uuid}); err != nil {
+						t.Fatal(err)
+					}
+				}
+				b.start()
+				if has == "an older one" {
+					time.Sleep(10 * time.Second)
+					if n := len(c.a.cur().Groups[0].InSync); n != 1 {
+						t.Errorf("%d in sync: what one had of the object before is gone", n)
+					}
+					want(0, wire.StatusBad, 0)
+					want(1, wire.StatusOK, 2)
+					return
+				}
+				c.whole(20 * time.Second)
+				status := wire.StatusOK
+				if has == "nothing" {
+					status = wire.StatusBad
+				}
+				want(0, status, 1)
+				want(1, wire.StatusOK, 2)
+				if has != "nothing" {
+					c.equal()
+				}
+				a.kill()
+				a.exited()
+				want(0, status, 1)
+				want(1, wire.StatusOK, 2)
+				put(0, 3)
+				want(0, wire.StatusOK, 3)
+			})
 		})
 	}
 }

@@ -229,8 +229,9 @@ func (g *group) healObject(key objstore.Key, granted uint64) error {
 	members, st, store, t := g.inSyncMembers(), g.st, g.store, g.takeover
 	ready, upTo := st != nil && g.uncommitted(key, 0, objstore.BlocksPerObject, 0) == 0, g.last
 	if t != nil {
-		members, upTo = t.sources(g)
-		ready = st != nil && len(members) > 0
+		var wait bool
+		members, upTo, wait = t.sources(g)
+		ready = st != nil && !wait
 	}
 	g.mu.Unlock()
 	if !ready { // a set that is too small commits nothing: they may not have it

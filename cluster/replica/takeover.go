@@ -214,10 +214,10 @@ func (t *takeover) step(g *group, b *wire.Batch) {
 }
 
 // sources are the members from which an object may be copied that is lost here, and up to which number they have all: those that have what we have, now or in a moment. Where there
-// are none and will be none, whoever has most: what it lacks nobody has any more, and whose client lives sends it again (R17). mu is held.
-func (t *takeover) sources(g *group) (list []*member, upTo uint64) {
+// are none and will be none, whoever has most: what it lacks nobody has any more, and whose client lives sends it again (R17). Of a mixture nobody knows what it lacks. wait: somebody
+// will be one. mu is held.
+func (t *takeover) sources(g *group) (list []*member, upTo uint64, wait bool) {
 	var most *member
-	wait := false
 	for _, m := range g.members {
 		pos := t.positions[m]
 		switch {
@@ -225,14 +225,18 @@ func (t *takeover) sources(g *group) (list []*member, upTo uint64) {
 			list = append(list, m)
 		case m.live && m != t.repairing || pos == nil:
 			wait = true
-		case !pos.Syncing && !pos.Lost && (most == nil || newer(pos.Last, t.positions[most].Last)):
+		case pos.Lost:
+		case most == nil || t.positions[most].Syncing && !pos.Syncing || t.positions[most].Syncing == pos.Syncing && newer(pos.Last, t.positions[most].Last):
 			most = m
 		}
 	}
 	if len(list) > 0 || wait || most == nil {
-		return list, g.last
+		return list, g.last, wait && len(list) == 0
 	}
-	return []*member{most}, t.positions[most].Last.LSN
+	if t.positions[most].Syncing {
+		return []*member{most}, 0, false
+	}
+	return []*member{most}, t.positions[most].Last.LSN, false
 }
 
 // makeWhole takes the mark off our own copy. It got there while another primary made us equal, as a member of the set, and died over it: each object is then as it was
