@@ -32,7 +32,7 @@ func (o *object) apply(e *Entry, p pos, at func(i int) uint32) {
 	v := o.t.find(e.Vid)
 	if v == nil {
 		if !e.Kind.creates() {
-			if o.damaged { // others may have had something: who has this number has what was here
+			if o.damaged { // others may have something, and whoever has this number has what was here
 				o.version = e.Number
 			}
 			return // nothing of it here: on every replica alike

@@ -190,16 +190,10 @@ func (r *resync) send(key objstore.Key, keyMeta []byte, old *objstore.Unit, has 
 	return err
 }
 
-// mend makes our object whole, whose tables are lost, and says what it is then. Where no replica of the set has it, the one that was away may: if it is what ours was. One that has nothing
-// of it gets blocks that are bad, which are EIO there as here, and lacks nothing else of the group; one that has what the object was before keeps that, and stays away.
+// mend makes our object whole, whose tables are lost, and says what it is then. Where no replica of the set has it, one that has nothing of it gets blocks that are bad: EIO there as here, and
+// it lacks nothing else of the group. One that has what the object was before keeps that, and stays away. (One that has what ours was is sent nothing, and gives it back when it is in the set.)
 func (r *resync) mend(key objstore.Key, old *objstore.Unit) (*objstore.Unit, error) {
 	err := r.g.healObject(key, r.granted)
-	if errors.Is(err, errNoCopy) && old != nil && old.Version == r.st.VersionOf(key) {
-		if err = r.fetchObject(r.st, key); err == nil {
-			r.g.e.Stats.Repaired.Add(1)
-			err = r.store.Commit()
-		}
-	}
 	if errors.Is(err, errNoCopy) && old == nil {
 		return r.g.allBad(key)
 	}

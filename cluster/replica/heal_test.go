@@ -193,7 +193,7 @@ func TestR7DamagedObjectsAreCopiedFromWhoHasAll(t *testing.T) {
 	}
 }
 
-// TestDamagedObjectAndWhoReturns: the only replica in sync has lost an object. One that was away has it still, if nothing of it was changed meanwhile, and gives it back; one that has nothing
+// TestDamagedObjectAndWhoReturns: the only replica in sync has lost an object. One that was away has it still, if nothing of it was changed meanwhile, joins, and gives it back; one that has nothing
 // of the group gets blocks that are bad, and is in sync; one that has what the object was before keeps that, and does not join.
 func TestDamagedObjectAndWhoReturns(t *testing.T) {
 	for _, has := range []string{"what it was", "nothing", "an older one"} {
