@@ -215,7 +215,14 @@ func (c *Copy) Keep(vid Vid, block int) {
 
 // Install makes the object exactly u. Every present block of u was put or
 // kept; ErrStale if a kept one is not there with u's checksum.
-func (c *Copy) Install(u *Unit) error {
+func (c *Copy) Install(u *Unit) error { return c.installOver(u, nil) }
+
+// InstallOver is Install for an object that has to be at the number at which
+// it was before: ErrStale if an entry changed it since, which must not be
+// undone.
+func (c *Copy) InstallOver(u *Unit, was Number) error { return c.installOver(u, &was) }
+
+func (c *Copy) installOver(u *Unit, was *Number) error {
 	if err := u.Validate(); err != nil {
 		return err
 	}
@@ -224,7 +231,7 @@ func (c *Copy) Install(u *Unit) error {
 	}
 	c.leaveToFlush() // whatever makes the record durable makes the rest of its blocks durable too
 	for {
-		err := c.install(u)
+		err := c.install(u, was)
 		if err == nil {
 			return c.g.recount()
 		}
@@ -237,7 +244,7 @@ func (c *Copy) Install(u *Unit) error {
 	}
 }
 
-func (c *Copy) install(u *Unit) error {
+func (c *Copy) install(u *Unit, was *Number) error {
 	g, o := c.g, c.o
 	if err := g.s.Err(); err != nil {
 		return err
@@ -246,6 +253,9 @@ func (c *Copy) install(u *Unit) error {
 	defer g.mu.Unlock()
 	if g.dropped {
 		return fmt.Errorf("install object %v: group %d: %w", u.Key, g.id, ErrDropped)
+	}
+	if was != nil && o.version != *was {
+		return fmt.Errorf("install object %v: it was at %v and is at %v: %w", u.Key, *was, o.version, ErrStale)
 	}
 	if len(c.put) > 0 && c.birth != o.birth {
 		return fmt.Errorf("install object %v: its file was lost meanwhile: %w", u.Key, ErrStale)
@@ -482,7 +492,13 @@ func (o *object) heal() {
 }
 
 // DeleteObject removes an object that a resync source does not have.
-func (g *Group) DeleteObject(key Key) error {
+func (g *Group) DeleteObject(key Key) error { return g.deleteObject(key, nil) }
+
+// DeleteObjectAt is DeleteObject for an object that has to be at the number at
+// which it was before, as InstallOver.
+func (g *Group) DeleteObjectAt(key Key, was Number) error { return g.deleteObject(key, &was) }
+
+func (g *Group) deleteObject(key Key, was *Number) error {
 	for {
 		o, unlock, err := g.lockLoaded(key)
 		if err != nil || o == nil {
@@ -491,6 +507,10 @@ func (g *Group) DeleteObject(key Key) error {
 		if g.dropped || !o.exists() {
 			unlock()
 			return nil
+		}
+		if was != nil && o.version != *was {
+			unlock()
+			return fmt.Errorf("delete object %v: it was at %v and is at %v: %w", key, *was, o.version, ErrStale)
 		}
 		pl, err := g.s.j.appendBody(recDelete, g.id, binary.LittleEndian.AppendUint64(nil, uint64(key)))
 		if err == nil {

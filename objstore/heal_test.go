@@ -163,3 +163,40 @@ func TestVersionOfADamagedObject(t *testing.T) {
 		g = s.Group(1)
 	}
 }
+
+// TestInstallOver: an object that an entry changed since is not made what it was before, nor deleted.
+func TestInstallOver(t *testing.T) {
+	_, _, s := simStore(t, nil)
+	key, g := MakeKey(5, 7), s.Group(1)
+	stage(t, g, Entry{Kind: KindWrite, Key: key, Vid: 5, Gen: 100, Data: fill(1, 1)})
+	was := g.VersionOf(key)
+	u, err := g.Unit(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stage(t, g, Entry{Kind: KindWrite, Key: key, Vid: 5, Gen: 100, Data: fill(2, 1)})
+	c, err := g.NewCopy(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Put(5, 0, []uint32{Checksum(fill(1, 1))}, fill(1, 1)); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.InstallOver(u, was); !errors.Is(err, ErrStale) {
+		t.Errorf("installed over what is newer: %v", err)
+	}
+	if err := g.DeleteObjectAt(key, was); !errors.Is(err, ErrStale) {
+		t.Errorf("deleted what is newer: %v", err)
+	}
+	wantRead(t, g, key, []VidGen{{5, 100}}, 0, fill(2, 1))
+	if err := c.InstallOver(u, g.VersionOf(key)); err != nil {
+		t.Error(err)
+	}
+	wantRead(t, g, key, []VidGen{{5, 100}}, 0, fill(1, 1))
+	if err := g.DeleteObjectAt(key, g.VersionOf(key)); err != nil {
+		t.Error(err)
+	}
+	if g.Has(key, 5) {
+		t.Error("it is still there")
+	}
+}

@@ -233,14 +233,19 @@ func (g *group) healObject(key objstore.Key, granted uint64) error {
 		members, upTo, wait = t.sources(g)
 		ready = st != nil && !wait
 	}
+	var was objstore.Number
+	if st != nil {
+		was = st.VersionOf(key)
+	}
+	live := g.granted == granted && (g.role == serving || g.role == activating)
 	g.mu.Unlock()
-	if !ready { // a set that is too small commits nothing: they may not have it
+	if !ready || !live { // a set that is too small commits nothing: they may not have it
 		return errLater
 	}
 	result := errNoCopy
 	for _, x := range members {
 		r.x = x
-		err := r.fetchObject(st, key)
+		err := r.fetchObject(st, key, was)
 		if err == nil {
 			if t != nil {
 				g.mu.Lock()
@@ -258,13 +263,14 @@ func (g *group) healObject(key objstore.Key, granted uint64) error {
 	return result
 }
 
-// fetchObject makes our object what the replica's is. errNoCopy: the replica has none that is whole.
-func (r *resync) fetchObject(st *objstore.Group, key objstore.Key) error {
+// fetchObject makes our object, which was at a number, what the replica's is. If it is not at that any more, we are not the primary any more for which it is quiet, and have taken an entry for
+// it from another one. errNoCopy: the replica has none that is whole.
+func (r *resync) fetchObject(st *objstore.Group, key objstore.Key, was objstore.Number) error {
 	var keyMeta [8]byte
 	wireKey(keyMeta[:], key)
 	a, err := r.call(wire.KindUnitGet, 0, keyMeta[:], nil, nil)
 	if a.status == wire.StatusGone {
-		return r.stillPrimary(st, func() error { return st.DeleteObject(key) })
+		return st.DeleteObjectAt(key, was)
 	}
 	if err != nil {
 		return notCopied(a, err)
@@ -293,18 +299,7 @@ func (r *resync) fetchObject(st *objstore.Group, key objstore.Key) error {
 	if err != nil {
 		return err
 	}
-	return r.stillPrimary(st, func() error { return cp.Install(u) })
-}
-
-// stillPrimary changes our object while we are the primary for which it is quiet. Who is so no more may have taken entries for it from another.
-func (r *resync) stillPrimary(st *objstore.Group, change func() error) error {
-	g := r.g
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.granted != r.granted || g.role == idle || g.role == secondary || g.st != st {
-		return errLater
-	}
-	return change()
+	return cp.InstallOver(u, was)
 }
 
 // notCopied tells a replica that has no good copy from one that did not say.
