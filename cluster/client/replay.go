@@ -76,7 +76,7 @@ func (s *session) resume(sg *sgroup, b *wire.Batch) {
 		from = sg.keep.certain(g.Forced)
 	}
 	// A force since then may have given these numbers to other changes: what survived of it does not say that ours did.
-	gone := func(it *retainedItem) bool { return it.lsn > from || it.term < g.Forced }
+	gone := func(it *retainedItem) bool { return it.lsn > from || it.under < g.Forced }
 	s.account(-sg.keep.dropIf(func(it *retainedItem) bool {
 		if !gone(it) {
 			return false
@@ -231,7 +231,7 @@ func (s *session) stale(p *piece, g *state.Group, b *wire.Batch) bool {
 func (s *session) resentDone(p *piece, err error, abort bool, b *wire.Batch) {
 	s.mu.Lock()
 	sg, r, it := p.sg, p.replay, p.again
-	lsn := p.req.Done.LSN
+	done := p.req.Done
 	putPiece(p)
 	if sg.replay != r { // the session died meanwhile
 		s.mu.Unlock()
@@ -252,7 +252,7 @@ func (s *session) resentDone(p *piece, err error, abort bool, b *wire.Batch) {
 		s.lose(it, err)
 		it.free()
 	default:
-		it.lsn = lsn
+		it.lsn, it.under = done.LSN, done.Term
 	}
 	s.pump(sg, b)
 }

@@ -17,6 +17,7 @@ type retainedItem struct {
 	term  uint64 // with order: its first number, which says for ever what came before what
 	order uint64
 	lsn   uint64 // the number it has now, which says whether it survived
+	under uint64 // the term of that
 	kind  wire.Kind
 	index uint32
 	off   uint32
@@ -65,7 +66,7 @@ type retained struct {
 func (k *retained) add(p *piece, seq uint64) *retainedItem {
 	it := itemPool.Get().(*retainedItem)
 	r := &p.req
-	*it = retainedItem{seq: seq, term: r.Done.Term, order: r.Done.LSN, lsn: r.Done.LSN, kind: r.Kind, index: p.index, off: r.IO.Off, len: r.IO.Len}
+	*it = retainedItem{seq: seq, term: r.Done.Term, order: r.Done.LSN, lsn: r.Done.LSN, under: r.Done.Term, kind: r.Kind, index: p.index, off: r.IO.Off, len: r.IO.Len}
 	if it.sole = r.Sole && r.Kind == wire.KindWrite; !it.sole {
 		it.data, it.owner = r.Data, r.Owner
 	}

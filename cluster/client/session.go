@@ -191,12 +191,12 @@ func (s *session) follow(m *state.Map, b *wire.Batch) {
 		now.vid = ses.Vid
 	}
 	v := m.VDI(now.vid)
+	for !s.writer && !s.snap && v != nil && (v.State == state.Frozen || v.State == state.Deleted) && m.VDI(v.Next) != nil {
+		v = m.VDI(v.Next)
+	}
 	if v == nil || v.RootGen != s.rootID || v.State == state.Deleted {
 		s.kill(fmt.Errorf("%s was deleted: %w", s.name, syscall.EIO), b)
 		return
-	}
-	for !s.writer && !s.snap && v.State == state.Frozen && m.VDI(v.Next) != nil {
-		v = m.VDI(v.Next)
 	}
 	now.vid, now.gen, now.size = v.Vid, v.Gen, v.Size
 	if now != *old {

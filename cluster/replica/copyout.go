@@ -21,17 +21,17 @@ const (
 func (r *resync) copyObject(key objstore.Key) error {
 	var keyMeta [8]byte
 	wireKey(keyMeta[:], key)
-	var old *objstore.Unit
 	theirs := map[versionBlock]uint32{}
 	a, err := r.call(wire.KindUnitGet, 0, keyMeta[:], nil, nil)
 	if err != nil && a.status != wire.StatusGone && a.status != wire.StatusBad { // bad: its tables are lost, all of it is copied
 		return err
 	}
 	if err == nil {
-		if old, err = objstore.ParseUnit(a.meta); err != nil {
+		u, err := objstore.ParseUnit(a.meta)
+		if err != nil {
 			return err
 		}
-		eachPresent(old, func(vb versionBlock, crc uint32) { theirs[vb] = crc })
+		eachPresent(u, func(vb versionBlock, crc uint32) { theirs[vb] = crc })
 	}
 	if err := r.sendAhead(key, theirs); err != nil {
 		return err
@@ -40,7 +40,7 @@ func (r *resync) copyObject(key objstore.Key) error {
 		return err
 	}
 	before := r.j.bytes.Load()
-	err = r.send(key, keyMeta[:], old, theirs)
+	err = r.send(key, keyMeta[:], theirs)
 	var b wire.Batch
 	r.g.mu.Lock()
 	r.copied(key)
@@ -154,14 +154,16 @@ func (r *resync) sendAhead(key objstore.Key, has map[versionBlock]uint32) error 
 	return f.settle()
 }
 
-// send copies the blocks that still differ and has the replica install the object. old is what the replica has; nil if that is nothing, or damaged.
-func (r *resync) send(key objstore.Key, keyMeta []byte, old *objstore.Unit, has map[versionBlock]uint32) error {
+// send copies the blocks that still differ and has the replica install the object.
+func (r *resync) send(key objstore.Key, keyMeta []byte, has map[versionBlock]uint32) error {
 	if err := r.store.Commit(); err != nil {
 		return err
 	}
 	u, err := r.st.Unit(key)
 	if errors.Is(err, objstore.ErrDamaged) { // it cannot be a source before it is whole itself
-		u, err = r.mend(key, old)
+		if err = r.g.healObject(key, r.granted); err == nil {
+			u, err = r.st.Unit(key)
+		}
 	}
 	if err != nil {
 		return err
@@ -188,38 +190,6 @@ func (r *resync) send(key objstore.Key, keyMeta []byte, old *objstore.Unit, has 
 	}
 	_, err = r.call(wire.KindCopyEnd, 0, u.Append(nil), nil, nil)
 	return err
-}
-
-// mend makes our object whole, whose tables are lost, and says what it is then. Where no replica of the set has it, one that has nothing of it gets blocks that are bad: EIO there as here, and
-// it lacks nothing else of the group. One that has what the object was before keeps that, and stays away. (One that has what ours was is sent nothing, and gives it back when it is in the set.)
-func (r *resync) mend(key objstore.Key, old *objstore.Unit) (*objstore.Unit, error) {
-	err := r.g.healObject(key, r.granted)
-	if errors.Is(err, errNoCopy) && old == nil {
-		return r.g.allBad(key)
-	}
-	if err != nil {
-		return nil, err
-	}
-	return r.st.Unit(key)
-}
-
-// allBad is an object of which no block is known: bad in every version that stands on no other.
-func (g *group) allBad(key objstore.Key) (*objstore.Unit, error) {
-	u := &objstore.Unit{Key: key, Version: g.st.VersionOf(key)}
-	for _, d := range g.e.agreed().VDIs {
-		if d.Root != uint32(key.Root()) || d.Parent != 0 {
-			continue
-		}
-		v := objstore.UnitVersion{Vid: objstore.Vid(d.Vid), Gen: d.Gen}
-		for b := range uint16(objstore.BlocksPerObject) {
-			v.Blocks = append(v.Blocks, objstore.UnitBlock{Block: b, State: objstore.Bad})
-		}
-		u.Versions = append(u.Versions, v)
-	}
-	if len(u.Versions) == 0 {
-		return nil, fmt.Errorf("object %v is damaged, and no disk is known that it is of: %w", key, errNoCopy)
-	}
-	return u, nil
 }
 
 // copyFramer gathers blocks of an object into frames.

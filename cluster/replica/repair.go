@@ -218,21 +218,13 @@ func (g *group) rewrite(bad *objstore.BlockError, before *objstore.Unit, data []
 func (g *group) healObject(key objstore.Key, granted uint64) error {
 	r := &resync{e: g.e, g: g, j: newJoiner(g.e.ctx), granted: granted}
 	defer r.j.end()
-	g.mu.Lock()
-	r.inSet = g.takeover != nil // nothing commits before it ends, and it may wait for us
-	g.mu.Unlock()
 	if err := r.quiet(key); err != nil {
 		return err
 	}
 	defer r.loud(key)
 	g.mu.Lock()
-	members, st, store, t := g.inSyncMembers(), g.st, g.store, g.takeover
-	ready, upTo := st != nil && g.uncommitted(key, 0, objstore.BlocksPerObject, 0) == 0, g.last
-	if t != nil {
-		var wait bool
-		members, upTo, wait = t.sources(g)
-		ready = st != nil && !wait
-	}
+	members, st, store := g.inSyncMembers(), g.st, g.store
+	ready := st != nil && g.uncommitted(key, 0, objstore.BlocksPerObject, 0) == 0
 	var was objstore.Number
 	if st != nil {
 		was = st.VersionOf(key)
@@ -247,11 +239,6 @@ func (g *group) healObject(key objstore.Key, granted uint64) error {
 		r.x = x
 		err := r.fetchObject(st, key, was)
 		if err == nil {
-			if t != nil {
-				g.mu.Lock()
-				t.whole = min(t.whole, upTo)
-				g.mu.Unlock()
-			}
 			g.e.Stats.Repaired.Add(1)
 			return store.Commit()
 		}

@@ -3,7 +3,6 @@ package replica
 import (
 	"errors"
 	"fmt"
-	"math"
 	"slices"
 	"time"
 
@@ -23,11 +22,10 @@ type takeover struct {
 	positions map[*member]*wire.Position
 	asked     map[*member]*wire.Conn // on which connection
 	failed    map[*member]bool       // its disk has failed: it said so
-	repairing *member                // is being made equal, object by object
+	repairing bool                   // a member is being made equal, object by object
 	wholing   bool                   // the mark is being taken off our own copy
 	equal     bool                   // all are; our own entry is on its way
 	recovered uint64                 // last number that survived a resume (R17)
-	whole     uint64                 // up to here our objects have all; beyond, one that was lost here may lack what no other replica had
 	mark      uint64                 // our own entry's number; 0: not numbered yet
 	slow      bool                   // said so in the log
 }
@@ -40,7 +38,7 @@ func (g *group) activate(b *wire.Batch) {
 	g.unpause()
 	g.role, g.term, g.granted = activating, g.agree.Term, g.agree.Granted
 	g.durable, g.told, g.change, g.handTo = 0, 0, nil, state.NoNode
-	g.takeover = &takeover{began: time.Now(), positions: map[*member]*wire.Position{}, asked: map[*member]*wire.Conn{}, failed: map[*member]bool{}, whole: math.MaxUint64}
+	g.takeover = &takeover{began: time.Now(), positions: map[*member]*wire.Position{}, asked: map[*member]*wire.Conn{}, failed: map[*member]bool{}}
 	g.members = nil
 	g.setMembers()
 	g.takeover.ask(g, b)
@@ -141,7 +139,7 @@ func (t *takeover) dropFailed(g *group) {
 
 // step goes as far as can be gone now. mu is held.
 func (t *takeover) step(g *group, b *wire.Batch) {
-	if t == nil || t.equal || g.handTo != state.NoNode || t.repairing != nil || t.wholing {
+	if t == nil || t.equal || g.handTo != state.NoNode || t.repairing || t.wholing {
 		if t != nil && t.equal && t.mark == 0 {
 			t.sign(g, b)
 		}
@@ -172,27 +170,20 @@ func (t *takeover) step(g *group, b *wire.Batch) {
 	if t.giveLost(g) { // whatever there is of the group, others have it: they are waited for (invariant 3)
 		return
 	}
-	terms, reach := g.where().Terms, g.last+1
-	if len(g.tail) > 0 {
-		reach = g.tail[0].Number.LSN
-	}
-	for _, m := range g.members { // first those that need no more than our tail, so that there is somebody to copy from what is lost here
-		pos := t.positions[m]
-		same := !pos.Syncing && !pos.Lost && !g.st.Syncing() && pos.Last.LSN <= g.last && (pos.Last.LSN == 0 || termAt(terms, pos.Last.LSN) == pos.Last.Term)
-		switch {
-		case m.live:
-		case broken("R7") || broken("R19"):
-			m.live, m.acked, m.sent, m.conn = true, g.last, g.last, m.p.current()
-		case same && pos.Last.LSN+1 >= reach:
-			m.live, m.acked, m.sent, m.conn = true, pos.Last.LSN, pos.Last.LSN, m.p.current()
-			g.pump(m, b)
-		}
-	}
+	terms := g.where().Terms
 	for _, m := range g.members {
 		if m.live {
 			continue
 		}
 		pos := t.positions[m]
+		reach := g.last + 1
+		if len(g.tail) > 0 {
+			reach = g.tail[0].Number.LSN
+		}
+		if broken("R7") || broken("R19") {
+			m.live, m.acked, m.sent, m.conn = true, g.last, g.last, m.p.current()
+			continue
+		}
 		if newer(pos.Last, wire.Number(last)) && !pos.Syncing && !g.st.Syncing() {
 			return // it has more than we do and could not be given the group: it goes first, or leaves the set
 		}
@@ -200,7 +191,13 @@ func (t *takeover) step(g *group, b *wire.Batch) {
 			g.suspect(m)
 			return
 		}
-		t.repairing = m // one at a time: the others stay whole prefixes, should we die over it
+		same := !pos.Syncing && !pos.Lost && !g.st.Syncing() && pos.Last.LSN <= g.last && (pos.Last.LSN == 0 || termAt(terms, pos.Last.LSN) == pos.Last.Term)
+		if same && pos.Last.LSN+1 >= reach {
+			m.live, m.acked, m.sent, m.conn = true, pos.Last.LSN, pos.Last.LSN, m.p.current()
+			g.pump(m, b)
+			continue
+		}
+		t.repairing = true // one at a time: the others stay whole prefixes, should we die over it
 		g.e.resyncer.repair(g, m, pos)
 		return
 	}
@@ -209,34 +206,8 @@ func (t *takeover) step(g *group, b *wire.Batch) {
 		return
 	}
 	t.equal = true
-	t.recovered = min(last.LSN, t.whole)
+	t.recovered = last.LSN
 	t.sign(g, b)
-}
-
-// sources are the members from which an object may be copied that is lost here, and up to which number they have all: those that have what we have, now or in a moment. Where there
-// are none and will be none, whoever has most: what it lacks nobody has any more, and whose client lives sends it again (R17). Of a mixture nobody knows what it lacks. wait: somebody
-// will be one. mu is held.
-func (t *takeover) sources(g *group) (list []*member, upTo uint64, wait bool) {
-	var most *member
-	for _, m := range g.members {
-		pos := t.positions[m]
-		switch {
-		case m.live && m != t.repairing && m.acked >= g.last:
-			list = append(list, m)
-		case m.live && m != t.repairing || pos == nil:
-			wait = true
-		case pos.Lost:
-		case most == nil || t.positions[most].Syncing && !pos.Syncing || t.positions[most].Syncing == pos.Syncing && newer(pos.Last, t.positions[most].Last):
-			most = m
-		}
-	}
-	if len(list) > 0 || wait || most == nil {
-		return list, g.last, wait && len(list) == 0
-	}
-	if t.positions[most].Syncing {
-		return []*member{most}, 0, false
-	}
-	return []*member{most}, t.positions[most].Last.LSN, false
 }
 
 // makeWhole takes the mark off our own copy. It got there while another primary made us equal, as a member of the set, and died over it: each object is then as it was
@@ -283,7 +254,7 @@ func (t *takeover) repaired(g *group, m *member, err error, b *wire.Batch) {
 	if g.takeover != t || g.role != activating {
 		return
 	}
-	t.repairing = nil
+	t.repairing = false
 	if err != nil {
 		g.e.early.say(g.e.log, "members could not be made equal and are tried again", m.Node, g.id, err)
 		delete(t.positions, m)
