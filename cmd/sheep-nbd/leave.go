@@ -16,6 +16,7 @@ type counted struct {
 
 	mu   sync.Mutex
 	open int
+	came bool          // somebody had it open
 	left chan struct{} // gets a value when the last client leaves
 }
 
@@ -43,20 +44,23 @@ func (c *counted) Open(ctx context.Context, name string) (nbd.Device, nbd.Export
 	}
 	d, info, err := c.Backend.Open(ctx, name)
 	if err != nil {
-		c.leave(false)
+		c.leave()
 		return nil, info, err
 	}
+	c.mu.Lock()
+	c.came = true
+	c.mu.Unlock()
 	info.MultiConn = info.MultiConn && c.most != 1
 	return &guest{d, c}, info, nil
 }
 
-// leave counts one client less; the last one that really was there ends the program, unless it stays.
-func (c *counted) leave(tell bool) {
+// leave counts one client less. When nobody is left of those that came, the program ends, unless it stays.
+func (c *counted) leave() {
 	c.mu.Lock()
 	c.open--
-	last := c.open == 0
+	last := c.open == 0 && c.came
 	c.mu.Unlock()
-	if last && tell {
+	if last {
 		select {
 		case c.left <- struct{}{}:
 		default:
@@ -72,6 +76,6 @@ type guest struct {
 
 func (g *guest) Close() error {
 	err := g.Device.Close()
-	g.c.leave(true)
+	g.c.leave()
 	return err
 }
