@@ -188,13 +188,20 @@ func serveDevice(ctx context.Context, o *options, log *slog.Logger) (err error) 
 	return a.Run(ctx, sizes(ctx, disks.watcher.Map, changed, o.target, a.Size()))
 }
 
-// sizes tells the VDI's size when it is another than last.
+// sizes tells the VDI's size when it is another than last. What another VDI of the same name has, once this one is deleted, is none of the device's business.
 func sizes(ctx context.Context, newest func() *state.Map, changed <-chan struct{}, target string, last uint64) <-chan uint64 {
 	resized := make(chan uint64, 1)
+	family := uint64(0)
 	size := func() uint64 {
 		name, snap := vdi.SplitName(target)
 		v, err := newest().Lookup(name, snap)
 		if err != nil {
+			return 0
+		}
+		if family == 0 {
+			family = v.RootGen
+		}
+		if v.RootGen != family {
 			return 0
 		}
 		return v.Size
