@@ -283,11 +283,8 @@ func (s *watchStream) Frame(conn *wire.Conn, f *wire.Frame, _ *wire.Batch) {
 		}
 	case wire.KindCommand:
 		err = s.command(f.Meta)
-	case wire.KindWatch | wire.KindAnswer:
-		if f.Status != wire.StatusOK {
-			err = fmt.Errorf("%s: %s", f.Status, f.Meta)
-		}
-		return
+	case wire.KindWatch | wire.KindAnswer: // it does not tell its map
+		err = fmt.Errorf("%s: %s", f.Status, f.Meta)
 	default:
 		return
 	}

@@ -40,6 +40,8 @@ type Node struct {
 	usingSince atomic.Int64  // when that began, on the lease's clock; 0: none is being given
 	inUse      atomic.Uint64 // index of the map that the engine has taken into use: what a lease asks for (R12 d)
 
+	heard atomic.Int64 // when this node last had a lease, or began, on the lease's clock
+
 	guard *guard.Guard // nil: none
 
 	member   atomic.Pointer[state.Member] // registered; nil before
@@ -91,6 +93,7 @@ func Start(cfg Config) (*Node, error) {
 	}
 	n := &Node{cfg: cfg, log: cfg.Logger, addr: cfg.addr(), controls: make(chan struct{}, controlsMax), watchers: make(chan struct{}, watchersMax),
 		liveWake: make(chan struct{}, 1), conns: map[*wire.Conn]struct{}{}, done: make(chan struct{})}
+	n.heard.Store(int64(cfg.Clock()))
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	if err := n.start(); err != nil {
 		n.teardown()

@@ -23,6 +23,9 @@ func (n *Node) renew() {
 	var lastLeader string
 	var stuck, again bool
 	for {
+		if n.holder.Valid() {
+			n.heard.Store(int64(n.cfg.Clock()))
+		}
 		uuid, changed := n.cons.Leader()
 		if uuid != lastLeader {
 			lastLeader = uuid

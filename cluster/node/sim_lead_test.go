@@ -3,11 +3,13 @@ package node
 import (
 	"context"
 	"encoding/json"
+	"log/slog"
 	"slices"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/sheepdog-go/sheepdog/cluster/client"
 	"github.com/sheepdog-go/sheepdog/cluster/state"
 	"github.com/sheepdog-go/sheepdog/cluster/wire"
 )
@@ -165,6 +167,40 @@ func TestWatchersFollow(t *testing.T) {
 		if f.maps != 1 {
 			t.Errorf("sent %d whole maps", f.maps)
 		}
+	})
+}
+
+// TestWatchersLeaveANodeThatHearsNothing: the node that a program follows the map by lives on, and answers it, but is cut off from the others.
+func TestWatchersLeaveANodeThatHearsNothing(t *testing.T) {
+	sim(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		defer w.end()
+		w.formatted(3)
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		f, err := client.Watch(ctx, client.WatchConfig{Nodes: []string{"n1:7000", "n2:7000", "n3:7000"}, Net: w.net.Host("client"), Logger: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		for _, h := range w.hosts { // some time or other it is the one that is followed
+			w.isolate(h)
+			others := w.others(h)
+			w.until(10*time.Second, "the others go on", func() bool { return !w.newest().InService(w.nodes[h].Self()) && w.leader() != h && w.leader() != "" })
+			w.propose(others[0], &state.Command{CreateVDI: &state.CreateVDI{Name: "a" + h, Size: 1 << 20}})
+			d := w.until(20*time.Second, "the program hears of it", func() bool { return f.Map().Working("a"+h) != nil })
+			t.Logf("without %s: after %s", h, d)
+			w.net.HealAll()
+			w.until(20*time.Second, "all serve again", func() bool { return w.allServe(w.hosts...) })
+		}
+		for _, h := range w.hosts { // nobody has anything to tell; whoever is heard again first is followed
+			w.isolate(h)
+		}
+		w.pass(time.Minute)
+		w.net.HealAll()
+		w.until(20*time.Second, "all serve again", func() bool { return w.allServe(w.hosts...) })
+		w.propose("n2", &state.Command{CreateVDI: &state.CreateVDI{Name: "b", Size: 1 << 20}})
+		w.until(5*time.Second, "the program hears of it", func() bool { return f.Map().Working("b") != nil })
 	})
 }
 

@@ -2,10 +2,25 @@ package node
 
 import (
 	"encoding/binary"
+	"fmt"
+	"time"
 
 	"github.com/sheepdog-go/sheepdog/cluster/state"
 	"github.com/sheepdog-go/sheepdog/cluster/wire"
 )
+
+// unheardMost is for how long a node without a lease goes on telling its map, which may be old by then: longer than an election takes. Its watchers
+// find another node, if one is better off.
+const unheardMost = 2 * time.Second
+
+// unheard is an error when this node has had no lease for too long to know the newest map. (Before the cluster is formatted nobody has one.)
+func (n *Node) unheard() error {
+	d := n.cfg.Clock() - time.Duration(n.heard.Load())
+	if d <= unheardMost || !n.Map().Formatted() {
+		return nil
+	}
+	return fmt.Errorf("node %s has had no lease for %s: its map may be old", n.addr, d.Round(time.Second))
+}
 
 // startWatch begins to send the map and what changes it. Meta is the index of the map that the client has already; nothing, or 0, for none.
 func (n *Node) startWatch(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
@@ -13,10 +28,14 @@ func (n *Node) startWatch(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 	if len(f.Meta) == 8 {
 		from = binary.LittleEndian.Uint64(f.Meta)
 	}
+	if err := n.unheard(); err != nil {
+		reply(c, f.Header, wire.StatusBusy, []byte(err.Error()), b)
+		return
+	}
 	select {
 	case n.watchers <- struct{}{}:
 	default:
-		reply(c, f.Header, wire.StatusBusy, nil, b)
+		reply(c, f.Header, wire.StatusBusy, fmt.Appendf(nil, "%d follow the map by way of this node already", watchersMax), b)
 		return
 	}
 	if !n.spawn(func() {
@@ -32,6 +51,8 @@ func (n *Node) startWatch(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 func (n *Node) watch(c *wire.Conn, at uint64) {
 	sub := n.cons.Subscribe()
 	defer sub.Cancel()
+	look := time.NewTicker(time.Second)
+	defer look.Stop()
 	first := at == 0
 	for {
 		list, ok := n.cons.Since(at)
@@ -53,6 +74,11 @@ func (n *Node) watch(c *wire.Conn, at uint64) {
 		c.Flush()
 		select {
 		case <-sub.C:
+		case <-look.C:
+			if err := n.unheard(); err != nil {
+				c.Close(err)
+				return
+			}
 		case <-c.Ended():
 			return
 		case <-n.ctx.Done():
