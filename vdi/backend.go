@@ -24,6 +24,8 @@ type BackendOptions struct {
 	ReadOnly bool   // working VDIs too are only read, without a session
 	Only     string // serve this one (NAME or NAME:SNAPSHOT) alone, and as the default export too; "": all
 	As       string // with Only: the name it is exported by; "": its own
+	// Identity, with Only, is that of the one meant (state.VDI): what has its name after it is not opened. 0: whatever has the name.
+	Identity uint64
 
 	Description string // what clients are told of an export; "": its number and age
 }
@@ -73,7 +75,7 @@ func (b *Backend) Open(ctx context.Context, export string) (nbd.Device, nbd.Expo
 		return nil, nbd.ExportInfo{}, err
 	}
 	name, snap := SplitName(target)
-	d, err := b.c.Open(ctx, name, snap, client.OpenOptions{ReadOnly: b.o.ReadOnly})
+	d, err := b.c.Open(ctx, name, snap, client.OpenOptions{ReadOnly: b.o.ReadOnly, Identity: b.o.Identity})
 	if err != nil {
 		return nil, nbd.ExportInfo{}, err
 	}

@@ -173,6 +173,22 @@ func (f *fake) vdi(name string, size uint64) {
 	f.must(&state.Command{CreateVDI: &state.CreateVDI{Name: name, Size: size}})
 }
 
+// snapshot takes one of a VDI that nobody is writing to.
+func (f *fake) snapshot(name, tag string) {
+	vid := f.Map().Working(name).Vid
+	r := f.must(&state.Command{CloseVDI: &state.CloseVDI{Name: name, Tag: tag}})
+	f.freeze(vid, r.Index)
+}
+
+// freeze ends the taking of a snapshot.
+func (f *fake) freeze(vid uint32, closing uint64) {
+	var terms []uint64
+	for _, g := range f.Map().PoolGroups(0) {
+		terms = append(terms, g.Term)
+	}
+	f.must(&state.Command{FreezeVDI: &state.FreezeVDI{Vid: vid, Closing: closing, Terms: terms}})
+}
+
 // client makes a client of node local, or of no node.
 func (f *fake) client(local state.NodeID) *Client {
 	cfg := Config{Maps: f, Net: f, Propose: f.Propose, Logger: slog.New(slog.DiscardHandler)}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"sync"
 	"syscall"
 	"time"
@@ -14,7 +15,8 @@ import (
 
 // OpenOptions say how a VDI is opened.
 type OpenOptions struct {
-	ReadOnly bool // no session is taken: the VDI may be open elsewhere. Snapshots are always opened so
+	ReadOnly bool   // no session is taken: the VDI may be open elsewhere. Snapshots are always opened so
+	Identity uint64 // open no other that has the name by now (state.VDI); 0: whatever has it
 }
 
 // Disk is an opened VDI or snapshot. Requests to it may come from many goroutines.
@@ -46,6 +48,9 @@ func (c *Client) Open(ctx context.Context, name, snap string, o OpenOptions) (*D
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", exportName(name, snap), err)
 	}
+	if err := o.meant(v.Identity(), name, snap); err != nil {
+		return nil, err
+	}
 	if snap != "" || o.ReadOnly || v.State == state.Frozen {
 		s := c.newSession(m, v, nil, exportName(name, snap), snap != "")
 		return &Disk{s: s, readOnly: true}, nil
@@ -62,7 +67,12 @@ func (c *Client) Open(ctx context.Context, name, snap string, o OpenOptions) (*D
 		}
 		s.mu.Unlock()
 		if live {
-			return &Disk{s: s}, nil
+			d := &Disk{s: s}
+			if err := o.meant(s.identity, name, snap); err != nil { // deleted and made anew just now
+				d.Close(ctx)
+				return nil, err
+			}
+			return d, nil
 		}
 		select { // it is just being ended
 		case <-s.gone:
@@ -70,6 +80,14 @@ func (c *Client) Open(ctx context.Context, name, snap string, o OpenOptions) (*D
 			return nil, fmt.Errorf("open %s: %w", name, context.Cause(ctx))
 		}
 	}
+}
+
+// meant refuses what is not the one asked for.
+func (o *OpenOptions) meant(identity uint64, name, snap string) error {
+	if o.Identity == 0 || o.Identity == identity {
+		return nil
+	}
+	return fmt.Errorf("open %s: the one that was meant is deleted, and this is another of the same name: %w", exportName(name, snap), fs.ErrNotExist)
 }
 
 func exportName(name, snap string) string {
@@ -118,7 +136,7 @@ func (c *Client) opening(name string) (o *opening, mine bool) {
 
 // openSession has raft grant a session (R14).
 func (c *Client) openSession(ctx context.Context, name string) (*session, error) {
-	ses, m, err := c.grant(ctx, name)
+	ses, m, err := c.grant(ctx, c.opens(name))
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", name, err)
 	}
@@ -129,11 +147,17 @@ func (c *Client) openSession(ctx context.Context, name string) (*session, error)
 	return c.newSession(m, v, ses, name, false), nil
 }
 
-// grant proposes a session and waits until the map here holds it.
-func (c *Client) grant(ctx context.Context, name string) (*state.Session, *state.Map, error) {
-	res, err := c.cfg.Propose(ctx, c.command(func(cmd *state.Command) {
+// opens is the command that opens a session.
+func (c *Client) opens(name string) *state.Command {
+	return c.command(func(cmd *state.Command) {
 		cmd.OpenSess = &state.OpenSess{Name: name, Client: c.cfg.ID, Holder: c.holder(), Owner: c.cfg.Owner}
-	}))
+	})
+}
+
+// grant proposes a session and waits until the map here holds it. Proposing a command again tells its first outcome: with an error, the session is one
+// that was granted and has ended since, or nil.
+func (c *Client) grant(ctx context.Context, open *state.Command) (*state.Session, *state.Map, error) {
+	res, err := c.cfg.Propose(ctx, open)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -150,7 +174,7 @@ func (c *Client) grant(ctx context.Context, name string) (*state.Session, *state
 	if now := m.Session(res.Sess.ID); now != nil {
 		return now, m, nil
 	}
-	return nil, nil, fmt.Errorf("the session ended at once: %w", syscall.EBUSY)
+	return res.Sess, m, fmt.Errorf("the session ended at once: %w", syscall.EBUSY)
 }
 
 // holder is whose lease a session lives under: our node's, or nobody's for a program.
@@ -171,7 +195,7 @@ func (c *Client) command(fill func(*state.Command)) *state.Command {
 // newSession begins a session that raft granted, or a reader's view.
 func (c *Client) newSession(m *state.Map, v *state.VDI, ses *state.Session, name string, snap bool) *session {
 	pool := m.Pool(v.Pool)
-	s := &session{c: c, name: name, snap: snap, root: v.Root, rootID: v.RootGen, pool: pool, gone: make(chan struct{})}
+	s := &session{c: c, name: name, snap: snap, root: v.Root, pool: pool, identity: v.Identity(), gone: make(chan struct{})}
 	s.groups = make([]atomicGroup, pool.PGs)
 	id := &ident{vid: v.Vid, gen: v.Gen, size: v.Size, index: m.Index}
 	if ses != nil {

@@ -64,13 +64,7 @@ func TestReaderOutlivesADeletedSnapshot(t *testing.T) {
 				t.Fatal("bytes")
 			}
 			lag.stand(true)
-			vid := f.Map().Working("alpha").Vid
-			r := f.must(&state.Command{CloseVDI: &state.CloseVDI{Name: "alpha", Tag: "backup"}})
-			var terms []uint64
-			for _, g := range f.Map().PoolGroups(0) {
-				terms = append(terms, g.Term)
-			}
-			f.must(&state.Command{FreezeVDI: &state.FreezeVDI{Vid: vid, Closing: r.Index, Terms: terms}})
+			f.snapshot("alpha", "backup")
 			if deleted {
 				f.must(&state.Command{DeleteVDI: &state.DeleteVDI{Name: "alpha", Snap: "backup"}})
 			}

@@ -74,8 +74,9 @@ func (s *session) renew() {
 		}
 	})
 	old := s.ident.Load()
+	r := &renewal{sess: old.sess, gen: old.sessGen}
 	for s.deadErr() == nil {
-		err, final := s.renewOnce(ctx, old)
+		err, final := s.renewOnce(ctx, r)
 		switch {
 		case err == nil && s.deadErr() != nil: // closed meanwhile: what was granted would keep others out
 			c.closeSess(ctx, s.ident.Load().sess)
@@ -100,33 +101,53 @@ func (s *session) renew() {
 	}
 }
 
+// renewal is what the tries to open one session again know of each other.
+type renewal struct {
+	sess, gen uint64         // the newest session that was ours
+	try       *state.Command // one whose outcome was not heard: it is asked again, not for another
+}
+
 // renewOnce tries once. final: trying again can't help.
-func (s *session) renewOnce(ctx context.Context, old *ident) (err error, final bool) {
+func (s *session) renewOnce(ctx context.Context, r *renewal) (err error, final bool) {
 	c := s.c
 	m := c.Map()
 	if c.cfg.LocalNode != state.NoNode && !m.InService(c.holder()) {
 		return errors.New("this node is not in service"), false
 	}
-	if err := s.mayRenew(m, old); err != nil {
+	if err := s.mayRenew(m, r); err != nil {
 		return err, true
 	}
-	try, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	ses, m, err := c.grant(try, s.name)
-	if err != nil {
-		return err, false // if somebody else has it now, the next map says so
+	if r.try == nil {
+		r.try = c.opens(s.name)
 	}
-	if ses.ID == old.sess {
-		return nil, false // it had not ended
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	ses, m, err := c.grant(ctx, r.try)
+	var refused *state.Error
+	switch {
+	case errors.As(err, &refused):
+		r.try = nil
+		return err, false // if somebody else has it now, the next map says so
+	case ses == nil:
+		return err, false
+	}
+	r.try = nil
+	unbroken := ses.ID == r.sess || ses.Gen == r.gen+1 || s.shared && ses.Gen == r.gen
+	if err != nil && unbroken { // it lapsed too before its answer came
+		r.sess, r.gen = ses.ID, ses.Gen
+		return err, false
 	}
 	v := m.VDI(ses.Vid)
-	if v == nil || ses.Gen != old.sessGen+1 && !(v.Shared && ses.Gen == old.sessGen) {
+	switch {
+	case !unbroken || v == nil || v.Identity() != s.identity:
 		c.closeSess(ctx, ses.ID)
-		return fmt.Errorf("another client had the VDI meanwhile (generation %d, ours was %d)", ses.Gen, old.sessGen), true
+		return fmt.Errorf("another client had the VDI meanwhile (generation %d, ours was %d)", ses.Gen, r.gen), true
+	case ses.ID == s.ident.Load().sess:
+		return nil, false // it had not ended
 	}
 	s.mu.Lock()
 	s.inherit = true
-	if v.Vid != old.vid {
+	if v.Vid != s.ident.Load().vid {
 		s.passed(v.Gen)
 	}
 	s.mu.Unlock()
@@ -135,23 +156,26 @@ func (s *session) renewOnce(ctx context.Context, old *ident) (err error, final b
 }
 
 // mayRenew says why the session can't be had back.
-func (s *session) mayRenew(m *state.Map, old *ident) error {
+func (s *session) mayRenew(m *state.Map, r *renewal) error {
 	v := m.Working(s.name)
 	switch {
-	case v == nil || v.RootGen != s.rootID || v.Root != s.root:
+	case v == nil || v.Identity() != s.identity:
 		return fmt.Errorf("the VDI was deleted")
-	case v.SessGen == old.sessGen:
+	case v.SessGen == r.gen:
 		return nil
 	}
 	for _, ses := range m.SessionsOf(v.Vid) {
-		if ses.Client == s.c.cfg.ID && ses.Gen == old.sessGen+1 {
+		if ses.Client == s.c.cfg.ID && ses.Gen == r.gen+1 {
 			return nil // ours: granted by a try whose outcome we did not hear
 		}
 		if ses.Client != s.c.cfg.ID {
 			return fmt.Errorf("taken over by %s since %s", ses.Owner, ses.Since.Format(time.DateTime))
 		}
 	}
-	return fmt.Errorf("unlocked, or taken over by another client (generation %d, ours is %d)", v.SessGen, old.sessGen)
+	if r.try != nil && v.SessGen == r.gen+1 {
+		return nil // it may be what that try was granted, and lapsed again; asking again tells
+	}
+	return fmt.Errorf("unlocked, or taken over by another client (generation %d, ours is %d)", v.SessGen, r.gen)
 }
 
 // renewed lets go what waited.

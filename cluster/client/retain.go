@@ -245,9 +245,9 @@ func (s *session) heal(p *piece) {
 
 // loss is what a session knew to be lost and had not told when it ended. A VM that connects again is the one that wrote it.
 type loss struct {
-	rootID, gen uint64
-	lost        []lostRange
-	flush       error
+	identity, gen uint64
+	lost          []lostRange
+	flush         error
 }
 
 // untold is what the next session of this VDI has to be told, nil if nothing. mu is held.
@@ -255,12 +255,12 @@ func (s *session) untold() *loss {
 	if s.lostFlush == nil && len(s.lost) == 0 {
 		return nil
 	}
-	return &loss{rootID: s.rootID, gen: s.ident.Load().sessGen, lost: s.lost, flush: s.lostFlush}
+	return &loss{identity: s.identity, gen: s.ident.Load().sessGen, lost: s.lost, flush: s.lostFlush}
 }
 
 // take has a new session know what an earlier one had not told. If others had the VDI in between, they may have written those blocks.
 func (s *session) take(l *loss) {
-	if l == nil || l.rootID != s.rootID {
+	if l == nil || l.identity != s.identity {
 		return
 	}
 	s.lostFlush = l.flush

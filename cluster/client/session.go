@@ -18,14 +18,14 @@ import (
 //	         ▼ │ granted again, and nobody else wrote in between
 //	        lapsed ──▶ dead    (somebody took the VDI over, or it was deleted: every request fails)
 type session struct {
-	c      *Client
-	name   string // as it was opened, for messages and for opening again
-	writer bool   // has a session with raft; otherwise only reads
-	snap   bool   // of a snapshot: never follows its name
-	shared bool   // other clients may write the VDI too
-	root   uint32
-	rootID uint64 // the family's generation
-	pool   *state.Pool
+	c        *Client
+	name     string // as it was opened, for messages and for opening again
+	writer   bool   // has a session with raft; otherwise only reads
+	snap     bool   // of a snapshot: never follows its name
+	shared   bool   // other clients may write the VDI too
+	root     uint32
+	pool     *state.Pool
+	identity uint64 // of the disk, or of the snapshot (state.VDI)
 
 	ident  atomic.Pointer[ident]
 	dead   atomic.Pointer[error]
@@ -194,7 +194,7 @@ func (s *session) follow(m *state.Map, b *wire.Batch) {
 	for !s.writer && !s.snap && v != nil && (v.State == state.Frozen || v.State == state.Deleted) && m.VDI(v.Next) != nil {
 		v = m.VDI(v.Next)
 	}
-	if v == nil || v.RootGen != s.rootID || v.State == state.Deleted {
+	if v == nil || v.State == state.Deleted || v.Identity() != s.identity {
 		s.kill(fmt.Errorf("%s was deleted: %w", s.name, syscall.EIO), b)
 		return
 	}

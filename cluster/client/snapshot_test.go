@@ -155,11 +155,7 @@ func TestR22SnapshotIsFollowed(t *testing.T) {
 		if len(done) > 0 {
 			t.Fatal("written while a snapshot is taken")
 		}
-		var terms []uint64
-		for _, g := range f.Map().PoolGroups(0) {
-			terms = append(terms, g.Term)
-		}
-		f.must(&state.Command{FreezeVDI: &state.FreezeVDI{Vid: vid, Closing: r.Index, Terms: terms}})
+		f.freeze(vid, r.Index)
 		if err := <-done; err != nil {
 			t.Fatal(err)
 		}

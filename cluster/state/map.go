@@ -150,6 +150,7 @@ type VDI struct {
 	Parent   uint32    `json:"parent"`  // vid beneath, 0: none
 	Root     uint32    `json:"root"`    // of the family: the first half of every object key
 	RootGen  uint64    `json:"rootGen"` // generation of the family (Gen of the root when the family began)
+	Disk     uint64    `json:"disk"`    // raft index of the creation, or the cloning, of the disk that this is, or was, a state of
 	Pool     uint16    `json:"pool"`
 	Created  time.Time `json:"created"`
 	Frozen   time.Time `json:"frozen"`
@@ -161,6 +162,15 @@ type VDI struct {
 	SessGen  uint64    `json:"sessGen"`  // current session generation (R14)
 	// Collected marks, for a Deleted VDI, the groups that reported it collected (R24), as a bitmap by index in the pool.
 	Collected []byte `json:"collected,omitempty"`
+}
+
+// Identity tells what was opened by a name from whatever else has that name before or after it. A snapshot is itself for as long as it lives; a working VDI
+// is the same disk before and after snapshots of it, though its vid and generation are others, and another one when it was deleted and made anew.
+func (v *VDI) Identity() uint64 {
+	if v.SnapID != 0 {
+		return v.Gen
+	}
+	return v.Disk
 }
 
 // Session is a client's right to write one VDI (R14).

@@ -72,7 +72,7 @@ func (e *edit) createVDI(c *CreateVDI) *Error {
 		return refuse(Invalid, "every VDI number is in use")
 	}
 	v := &VDI{
-		Vid: vid, Gen: e.index, Name: c.Name, Size: size, Root: vid, RootGen: e.index, Pool: pool.ID,
+		Vid: vid, Gen: e.index, Name: c.Name, Size: size, Root: vid, RootGen: e.index, Disk: e.index, Pool: pool.ID,
 		Created: e.now, Shared: c.Shared, LastSnap: e.lastSnap(c.Name),
 	}
 	e.putVDI(v)
@@ -107,7 +107,7 @@ func (e *edit) cloneVDI(c *CloneVDI) *Error {
 		return refuse(Invalid, "every VDI number is in use")
 	}
 	e.putVDI(&VDI{
-		Vid: vid, Gen: e.index, Name: c.New, Size: from.Size, Parent: from.Vid, Root: from.Root, RootGen: from.RootGen, Pool: from.Pool,
+		Vid: vid, Gen: e.index, Name: c.New, Size: from.Size, Parent: from.Vid, Root: from.Root, RootGen: from.RootGen, Disk: e.index, Pool: from.Pool,
 		Created: e.now, LastSnap: e.lastSnap(c.New),
 	})
 	e.res.Vid = vid

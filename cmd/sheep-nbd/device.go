@@ -133,9 +133,10 @@ func listDevices(out io.Writer) error {
 
 const backendPrefix = "sheepdog:"
 
-// backendName is the identity of what is behind a device. It is the same each time the same disk of the same cluster is served in the same way.
-func backendName(m *state.Map, o *options) string {
-	name := backendPrefix + m.Cluster + "/" + o.target
+// backendName is the identity of what is behind a device. It is the same each time the same disk of the same cluster is served in the same way, and
+// another one for a disk that was deleted and made anew: a file system that is mounted from the device would go on in that.
+func backendName(cluster string, v *state.VDI, o *options) string {
+	name := fmt.Sprintf("%s%s/%s/%d", backendPrefix, cluster, o.target, v.Identity())
 	if o.readOnly {
 		name += " read-only"
 	}
@@ -156,7 +157,7 @@ func serveDevice(ctx context.Context, o *options, log *slog.Logger) (err error) 
 		return err
 	}
 	defer disks.close()
-	exports := attach.Watch(vdi.NewBackend(disks.client, vdi.BackendOptions{ReadOnly: o.readOnly, Only: o.target}))
+	exports := attach.Watch(vdi.NewBackend(disks.client, vdi.BackendOptions{ReadOnly: o.readOnly, Only: o.target, Identity: disks.vdi.Identity()}))
 	server, err := nbd.NewServer(nbd.Config{Logger: log, OpenTimeout: o.connect}, exports)
 	if err != nil {
 		return err
@@ -166,7 +167,7 @@ func serveDevice(ctx context.Context, o *options, log *slog.Logger) (err error) 
 		err = errors.Join(err, exports.WaitClosed(stopTimeout))
 	}()
 	cfg := o.device.Config
-	cfg.Backend, cfg.OpenTimeout, cfg.Logger = backendName(disks.client.Map(), o), o.connect, log
+	cfg.Backend, cfg.OpenTimeout, cfg.Logger = backendName(disks.client.Map().Cluster, disks.vdi, o), o.connect, log
 	a, err := attach.Attach(ctx, k, server, exports, cfg)
 	if err != nil {
 		return err
@@ -185,23 +186,16 @@ func serveDevice(ctx context.Context, o *options, log *slog.Logger) (err error) 
 	}
 	changed, cancel := disks.watcher.Subscribe()
 	defer cancel()
-	return a.Run(ctx, sizes(ctx, disks.watcher.Map, changed, o.target, a.Size()))
+	return a.Run(ctx, sizes(ctx, disks.watcher.Map, changed, o.target, disks.vdi.Identity(), a.Size()))
 }
 
 // sizes tells the VDI's size when it is another than last. What another VDI of the same name has, once this one is deleted, is none of the device's business.
-func sizes(ctx context.Context, newest func() *state.Map, changed <-chan struct{}, target string, last uint64) <-chan uint64 {
+func sizes(ctx context.Context, newest func() *state.Map, changed <-chan struct{}, target string, identity, last uint64) <-chan uint64 {
 	resized := make(chan uint64, 1)
-	family := uint64(0)
 	size := func() uint64 {
 		name, snap := vdi.SplitName(target)
 		v, err := newest().Lookup(name, snap)
-		if err != nil {
-			return 0
-		}
-		if family == 0 {
-			family = v.RootGen
-		}
-		if v.RootGen != family {
+		if err != nil || v.Identity() != identity {
 			return 0
 		}
 		return v.Size

@@ -41,12 +41,12 @@ func anotherDisk(t *testing.T) {
 		default:
 		}
 		return cur
-	}, changed, "disk", 64<<20)
+	}, changed, "disk", was.Identity(), 64<<20)
 	apply(&state.Command{DeleteVDI: &state.DeleteVDI{Name: "disk", Force: true}})
 	apply(&state.Command{CreateVDI: &state.CreateVDI{Name: "disk", Size: 128 << 20}})
 	now := m.Working("disk")
-	if now.RootGen == was.RootGen {
-		t.Fatal("the same disk")
+	if o := (&options{target: "disk"}); backendName("c", now, o) == backendName("c", was, o) {
+		t.Errorf("both are %q to the kernel", backendName("c", now, o))
 	}
 	synctest.Wait()
 	newest <- m

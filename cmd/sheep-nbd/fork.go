@@ -40,7 +40,7 @@ func forkAndWait(ctx context.Context) error {
 	child.Args[0] = os.Args[0] // systemd spares, at the very end, who calls itself @...
 	sockets := passedSockets()
 	child.Env = append(os.Environ(), fmt.Sprintf("%s=%d", forkedVariable, firstPassed+len(sockets)))
-	child.Stderr = os.Stderr
+	child.Stdout, child.Stderr = os.Stdout, os.Stderr
 	child.ExtraFiles = append(sockets, w)
 	child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := child.Start(); err != nil {

@@ -79,6 +79,7 @@ func until(ctx context.Context, o *options, backend *counted, served <-chan erro
 type disks struct {
 	watcher *client.Watcher
 	client  *client.Client
+	vdi     *state.VDI // what the target names, as it was found
 }
 
 func (d *disks) close() {
@@ -102,9 +103,10 @@ func connect(ctx context.Context, o *options, log *slog.Logger) (*disks, error) 
 		w.Close()
 		return nil, err
 	}
-	d := &disks{w, c}
 	name, snap := vdi.SplitName(o.target)
-	if _, m, err := c.Lookup(ctx, name, snap); err != nil {
+	v, m, err := c.Lookup(ctx, name, snap)
+	d := &disks{w, c, v}
+	if err != nil {
 		d.close()
 		if !m.Formatted() {
 			err = state.ErrUnformatted

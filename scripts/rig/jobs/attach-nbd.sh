@@ -9,7 +9,7 @@ grep -q 'modprobe nbd' /tmp/out || fail "no clear words without the module"
 modprobe nbd nbds_max=4
 
 serve() { /sheep-nbd -a $NODES -c ${1:-/dev/nbd0} -C $CONNS $2 --io-timeout 4s --log-level info $NAME >>/tmp/nbd.log 2>&1 & pid=$!; }
-listed() { /sheep-nbd -l | grep "^/dev/nbd$1 .* $2 *sheepdog:.*/$NAME\$"; }
+listed() { /sheep-nbd -l | grep "^/dev/nbd$1 .* $2 *sheepdog:.*/$NAME/[0-9]*\$"; }
 served() { listed 0 served; }
 serve; until_true 300 served || fail "not attached"
 /sheep-nbd -l
@@ -86,5 +86,19 @@ swapoff /dev/nbd0 && /sheep-nbd -d /dev/nbd0 && wait $pid || fail "not detached 
 serve /dev/nbd0 "--pid-file /nonesuch/pid"; wait $pid && fail "served without its pid file"
 until_true 50 [ ! -e /sys/block/nbd0/pid ] || fail "a device whose server did not come up stayed attached"
 /sheep-nbd -d /dev/nbd0 && fail "detached twice"
+said=$(/sheep-nbd --fork --pid-file /tmp/pid -a $NODES -c /dev/nbd -C $CONNS $NAME 2>>/tmp/nbd.log)
+[ "$said" = /dev/nbd0 ] && served || fail "--fork -c /dev/nbd said '$said'"
+pid=$(cat /tmp/pid); exec 7</dev/nbd0
+ended() { ! kill -0 $pid; }
+kill -TERM $pid; until_true 200 ended && listed 0 "waits for sheep-nbd" || fail "a device in use does not wait"
+echo "MARK another"
+made() { /sheep-nbd --fork -a $NODES -k /tmp/s $NAME-made 7<&-; }
+until_true 300 made || fail "the host did not make another disk"
+serve; wait $pid && fail "a disk that was made anew is put beneath the device of the old one"
+grep "attached to sheepdog:.*/$NAME/[0-9]* already" /tmp/nbd.log || fail "no clear words about another disk of the name"
+exec 7<&-
+/sheep-nbd -d /dev/nbd0 -f && until_true 50 [ ! -e /sys/block/nbd0/pid ] || fail "not detached from a disk that was deleted"
+serve; until_true 300 served || fail "the disk that was made anew is not attached"
+kill -TERM $pid; wait $pid || fail "sheep-nbd did not end well"
 cat /tmp/nbd.log; dmesg | grep -i nbd | tail -20
 echo ATTACH-OK
