@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -455,5 +456,46 @@ func TestFailure55ResizeUnderWrites(t *testing.T) {
 		s.powerCut()
 		s.whole()
 		compare(t, d.Stream, want, "after a power cut")
+	})
+}
+
+// TestFailure53RollbackWithAnOpenClient: it is refused; and a client that was cut off while the VDI was rolled back writes nothing into it when it is back.
+func TestFailure53RollbackWithAnOpenClient(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		s := newSite(t, 54)
+		c, _ := s.client("program")
+		const size = 8 << 20
+		s.must(&state.Command{CreateVDI: &state.CreateVDI{Name: "disk", Size: size}})
+		d := s.open(c, "disk", "")
+		clean := make([]byte, size)
+		copy(clean[4096:], bytes.Repeat([]byte{1}, 4096))
+		if _, err := d.WriteAt(clean[4096:8192], 4096); err != nil {
+			t.Fatal(err)
+		}
+		v := s.must(&state.Command{CloseVDI: &state.CloseVDI{Name: "disk", Tag: "clean"}}).Vid
+		s.until(time.Minute, "frozen", func() bool { x := s.newest().VDI(v); return x != nil && x.State == state.Frozen })
+		if _, err := d.WriteAt(bytes.Repeat([]byte{2}, 64<<10), 0); err != nil {
+			t.Fatal(err)
+		}
+		back := &state.Command{Rollback: &state.Rollback{Name: "disk", Snap: "clean"}}
+		if r, err := s.nodes[0].Propose(context.Background(), back); err != nil || r.Code != state.Busy {
+			t.Fatalf("rolled back under its client: %v, %v", r.Err(), err)
+		}
+		s.must(&state.Command{Unlock: &state.Unlock{Name: "disk"}})
+		s.must(&state.Command{Rollback: back.Rollback})
+		if _, err := d.WriteAt(bytes.Repeat([]byte{3}, 4096), 4<<20); !errors.Is(err, syscall.EIO) {
+			t.Errorf("the client of before wrote: %v", err)
+		}
+		d.Close()
+		d = s.open(c, "disk", "")
+		compare(t, d.Stream, clean, "rolled back")
+		exercise(t, d.Stream, clean, 10, 1)
+		compare(t, d.Stream, clean, "written after it")
+		d.Close()
+		time.Sleep(3 * time.Minute) // the collector takes what was given up
+		d = s.open(c, "disk", "")
+		compare(t, d.Stream, clean, "after the collector")
+		d.Close()
+		s.whole()
 	})
 }

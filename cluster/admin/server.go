@@ -294,7 +294,7 @@ func (s *Server) postPropose(w http.ResponseWriter, r *http.Request) (any, error
 
 // allowed says which commands come from people. The others are nodes' own affair.
 func allowed(c *state.Command) bool {
-	return c.Set != nil || c.AddPool != nil || c.CreateVDI != nil || c.DeleteVDI != nil || c.CloseVDI != nil || c.CloneVDI != nil ||
+	return c.Set != nil || c.AddPool != nil || c.CreateVDI != nil || c.DeleteVDI != nil || c.CloseVDI != nil || c.CloneVDI != nil || c.Rollback != nil ||
 		c.ResizeVDI != nil || c.Unlock != nil || c.NodeOut != nil || c.Force != nil
 }
 

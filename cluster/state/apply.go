@@ -99,6 +99,8 @@ func (e *edit) run(c *Command) *Error {
 		return e.abortClose(c.AbortClose)
 	case c.CloneVDI != nil:
 		return e.cloneVDI(c.CloneVDI)
+	case c.Rollback != nil:
+		return e.rollback(c.Rollback)
 	case c.ResizeVDI != nil:
 		return e.resizeVDI(c.ResizeVDI)
 	case c.Collected != nil:
@@ -121,7 +123,7 @@ func (c *Command) count() int {
 	for _, set := range [...]bool{
 		c.Format != nil, c.Register != nil, c.Ended != nil, c.InService != nil, c.Resume != nil, c.Sync != nil,
 		c.Recovered != nil, c.NodeOut != nil, c.Disks != nil, c.Set != nil, c.Shutdown != nil, c.AddPool != nil, c.CreateVDI != nil,
-		c.DeleteVDI != nil, c.CloseVDI != nil, c.FreezeVDI != nil, c.AbortClose != nil, c.CloneVDI != nil,
+		c.DeleteVDI != nil, c.CloseVDI != nil, c.FreezeVDI != nil, c.AbortClose != nil, c.CloneVDI != nil, c.Rollback != nil,
 		c.ResizeVDI != nil, c.Collected != nil, c.OpenSess != nil, c.CloseSess != nil, c.Replayed != nil, c.Unlock != nil, c.Force != nil,
 	} {
 		if set {

@@ -26,6 +26,7 @@ type Command struct {
 	FreezeVDI  *FreezeVDI  `json:"freezeVDI,omitempty"`
 	AbortClose *AbortClose `json:"abortClose,omitempty"`
 	CloneVDI   *CloneVDI   `json:"cloneVDI,omitempty"`
+	Rollback   *Rollback   `json:"rollback,omitempty"`
 	ResizeVDI  *ResizeVDI  `json:"resizeVDI,omitempty"`
 	Collected  *Collected  `json:"collected,omitempty"`
 	OpenSess   *OpenSess   `json:"openSess,omitempty"`
@@ -41,7 +42,7 @@ type Result struct {
 	Code  Code     `json:"code"` // 0: done
 	Error string   `json:"error,omitempty"`
 	Node  NodeID   `json:"node,omitempty"` // Register
-	Vid   uint32   `json:"vid,omitempty"`  // CreateVDI, CloneVDI, FreezeVDI (the new working vid), CloseVDI
+	Vid   uint32   `json:"vid,omitempty"`  // CreateVDI, CloneVDI, Rollback, FreezeVDI (the new working vid), CloseVDI
 	Sess  *Session `json:"sess,omitempty"`
 }
 
@@ -208,6 +209,9 @@ type AbortClose struct {
 }
 
 type CloneVDI struct{ Name, Snap, New string }
+
+// Rollback has a working VDI begin again as one of its snapshots. Busy while somebody has it open: what that one holds in memory is of the VDI as it was.
+type Rollback struct{ Name, Snap string }
 type ResizeVDI struct {
 	Name string
 	Size uint64

@@ -227,6 +227,26 @@ func TestR14R22R24(t *testing.T) {
 			"clone": func(t *rapid.T) {
 				d.apply(t, Command{CloneVDI: &CloneVDI{Name: name.Draw(t, "name"), Snap: snap.Draw(t, "snap"), New: name.Draw(t, "new")}})
 			},
+			"rollback": func(t *rapid.T) {
+				c := &Rollback{Name: name.Draw(t, "name"), Snap: snap.Draw(t, "snap")}
+				was, to := d.m.Working(c.Name), (*VDI)(nil)
+				if v, err := d.m.Lookup(c.Name, c.Snap); err == nil {
+					to = v
+				}
+				open := was != nil && len(d.m.SessionsOf(was.Vid)) > 0
+				if d.apply(t, Command{Rollback: c}).Code != OK {
+					return
+				}
+				now := d.m.Working(c.Name)
+				switch {
+				case open:
+					t.Fatalf("%s was rolled back under its client", c.Name)
+				case now.Identity() == was.Identity() || now.Shared != was.Shared || now.Size != to.Size:
+					t.Fatalf("%s was %+v and is %+v", c.Name, was, now)
+				case !slices.Equal(d.want[life{now.Vid, now.Gen}], d.want[life{to.Vid, to.Gen}]):
+					t.Fatalf("%s does not read as its snapshot %s", c.Name, c.Snap)
+				}
+			},
 			"resize": func(t *rapid.T) {
 				d.apply(t, Command{ResizeVDI: &ResizeVDI{Name: name.Draw(t, "name"), Size: rapid.Uint64().Draw(t, "size")}})
 			},

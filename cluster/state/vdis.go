@@ -114,6 +114,40 @@ func (e *edit) cloneVDI(c *CloneVDI) *Error {
 	return nil
 }
 
+// rollback is a deletion and a clone in one. It is another disk: whoever had the old one open, and lapsed, does not get this one for it.
+func (e *edit) rollback(c *Rollback) *Error {
+	if c.Snap == "" {
+		return refuse(Invalid, "A VDI can only be rolled back to a snapshot")
+	}
+	to, err := e.m.Lookup(c.Name, c.Snap)
+	if err != nil {
+		return asError(err)
+	}
+	v := e.m.Working(c.Name)
+	switch {
+	case v == nil:
+		return refuse(Missing, "there is no working VDI %s any more: a clone of its snapshot may take the name", c.Name)
+	case v.State == Closing:
+		return refuse(Busy, "a snapshot of %s is being taken", c.Name)
+	}
+	if held := e.m.SessionsOf(v.Vid); len(held) > 0 {
+		return refuse(Busy, "VDI %s is in use by %s", c.Name, held[0].Owner)
+	}
+	vid := e.newVid(c.Name)
+	if vid == 0 {
+		return refuse(Invalid, "every VDI number is in use")
+	}
+	old := e.vdi(v.Vid)
+	old.State = Deleted
+	e.putVDI(old)
+	e.putVDI(&VDI{
+		Vid: vid, Gen: e.index, Name: c.Name, Size: to.Size, Parent: to.Vid, Root: to.Root, RootGen: to.RootGen, Disk: e.index, Pool: to.Pool,
+		Created: e.now, Shared: v.Shared, LastSnap: v.LastSnap,
+	})
+	e.res.Vid = vid
+	return nil
+}
+
 // resizeVDI makes a VDI larger. (Smaller ones would need what lies beyond to be freed first, on every replica.)
 func (e *edit) resizeVDI(c *ResizeVDI) *Error {
 	size, err := RoundSize(c.Size)

@@ -33,6 +33,7 @@ func (s *shell) vdiCommand() *cli.Command {
 		{Name: "snapshot", Usage: "freeze what the VDI holds now under a tag", ArgsUsage: "NAME", Action: s.vdiSnapshot, Flags: withAsk(
 			&cli.StringFlag{Name: "snapshot", Aliases: []string{"s"}, Usage: "the snapshot's `TAG`; without one it has its number alone"}, verboseFlag)},
 		{Name: "clone", Usage: "make a VDI that begins as a snapshot", ArgsUsage: "NAME NEW", Flags: withAsk(snapshotFlag, verboseFlag), Action: s.vdiClone},
+		{Name: "rollback", Usage: "have a VDI begin again as one of its snapshots", ArgsUsage: "NAME", Flags: withAsk(snapshotFlag, forceFlag), Action: s.vdiRollback},
 		{Name: "resize", Usage: "make a VDI larger", ArgsUsage: "NAME SIZE", Flags: withAsk(), Action: s.vdiResize},
 		{Name: "read", Usage: "write the VDI's bytes to stdout", ArgsUsage: "NAME [OFFSET [LENGTH]]", Flags: withAsk(snapshotFlag), Action: s.vdiRead},
 		{Name: "write", Usage: "write stdin to the VDI", ArgsUsage: "NAME [OFFSET [LENGTH]]", Flags: withAsk(), Action: s.vdiWrite},
@@ -199,6 +200,32 @@ func (s *shell) vdiClone(c *cli.Context) error {
 		}
 		return nil
 	})
+}
+
+func (s *shell) vdiRollback(c *cli.Context) error {
+	if err := arguments(c, "NAME"); err != nil {
+		return err
+	}
+	name, snap := c.Args().First(), c.String("snapshot")
+	if snap == "" {
+		return usagef("sheep vdi rollback: say with -s which snapshot of %s is meant", name)
+	}
+	err := s.ask(c, func(ctx context.Context, a *admin.Client) error {
+		m, err := a.Map(ctx)
+		if err != nil {
+			return err
+		}
+		_, err = lookup(m, name, snap)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	what := fmt.Sprintf("VDI %s to snapshot %s", name, snap)
+	if err := s.confirm(c, fmt.Sprintf("This rolls back %s: what was written since its last snapshot is lost.", what)); err != nil {
+		return err
+	}
+	return s.tell(c, "Failed to roll back "+what, state.Command{Rollback: &state.Rollback{Name: name, Snap: snap}}, nil)
 }
 
 func (s *shell) vdiResize(c *cli.Context) error {
