@@ -332,14 +332,18 @@ func (c *Copy) Abort() {
 	c.g.abandon(c.o)
 }
 
-// image is an installed object as the journal has it: a unit with slots.
+// image is an installed object as the journal has it: a unit with slots. Blocks
+// that follow each other, in slots that do too, are one run: so an object whose
+// blocks lie in order may have 8,100 whole versions before its image is longer than a
+// segment of 32 MiB, and one whose slots do not follow each other at all 2,000.
 //
 //	 0  key      u64
 //	 8  birth    u64   of the object's file; 0 if no slot is named
 //	16  term     u64 | lsn u64
 //	32  versions u32 | zero u32
-//	40  { vid u32 | blocks u32 | gen u64 |
-//	      { block u16 | state u8 | how u8 | crc u32 | slot u32 | zero u32 } × blocks } × versions
+//	40  { vid u32 | runs u32 | gen u64 |
+//	      { block u16 | count u16 | state u8 | how u8 | zero u16 | slot u32 |
+//	        crc u32 × count, of Present blocks } × runs } × versions
 type image struct {
 	key      Key
 	birth    uint64
@@ -366,8 +370,13 @@ const (
 	imageSlot = 1 // in the slot
 	imageKeep = 2 // where the object's version has it at this point of the journal
 
-	imageBlockSize = 16
+	imageRunHead = 12
 )
+
+// follows says that b may be in the same run as a, which stands before it.
+func (b imageBlock) follows(a imageBlock) bool {
+	return b.block == a.block+1 && b.state == a.state && b.how == a.how && (b.how != imageSlot || b.slot == a.slot+1)
+}
 
 func (im *image) append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint64(b, uint64(im.key))
@@ -378,15 +387,27 @@ func (im *image) append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint32(b, 0)
 	for _, v := range im.versions {
 		b = binary.LittleEndian.AppendUint32(b, v.vid)
-		b = binary.LittleEndian.AppendUint32(b, uint32(len(v.blocks)))
+		at := len(b)
+		b = binary.LittleEndian.AppendUint32(b, 0)
 		b = binary.LittleEndian.AppendUint64(b, v.gen)
-		for _, k := range v.blocks {
+		runs := uint32(0)
+		for i := 0; i < len(v.blocks); runs++ {
+			k, n := v.blocks[i], 1
+			for i+n < len(v.blocks) && v.blocks[i+n].follows(v.blocks[i+n-1]) {
+				n++
+			}
 			b = binary.LittleEndian.AppendUint16(b, k.block)
-			b = append(b, byte(k.state), k.how)
-			b = binary.LittleEndian.AppendUint32(b, k.sum)
+			b = binary.LittleEndian.AppendUint16(b, uint16(n))
+			b = append(b, byte(k.state), k.how, 0, 0)
 			b = binary.LittleEndian.AppendUint32(b, k.slot)
-			b = binary.LittleEndian.AppendUint32(b, 0)
+			for _, k := range v.blocks[i : i+n] {
+				if k.state == Present {
+					b = binary.LittleEndian.AppendUint32(b, k.sum)
+				}
+			}
+			i += n
 		}
+		binary.LittleEndian.PutUint32(b[at:], runs)
 	}
 	return b
 }
@@ -398,44 +419,67 @@ func parseImage(b []byte) (im image, ok bool) {
 	im.key = Key(binary.LittleEndian.Uint64(b))
 	im.birth = binary.LittleEndian.Uint64(b[8:])
 	im.version = Number{binary.LittleEndian.Uint64(b[16:]), binary.LittleEndian.Uint64(b[24:])}
-	n := binary.LittleEndian.Uint32(b[32:])
+	n, zero := binary.LittleEndian.Uint32(b[32:]), binary.LittleEndian.Uint32(b[36:])
 	b = b[unitHead:]
 	for range n {
 		if len(b) < unitVersionHead {
 			return im, false
 		}
 		v := imageVersion{vid: binary.LittleEndian.Uint32(b), gen: binary.LittleEndian.Uint64(b[8:])}
-		count := int(binary.LittleEndian.Uint32(b[4:]))
+		runs := binary.LittleEndian.Uint32(b[4:])
 		b = b[unitVersionHead:]
-		if count > BlocksPerObject || len(b) < count*imageBlockSize {
-			return im, false
-		}
-		for i := range count {
-			k, ok := parseImageBlock(b[i*imageBlockSize:])
+		for range runs {
+			used, ok := v.parseRun(b)
 			if !ok {
 				return im, false
 			}
-			v.blocks = append(v.blocks, k)
+			b = b[used:]
 		}
-		b = b[count*imageBlockSize:]
 		im.versions = append(im.versions, v)
 	}
-	return im, len(b) == 0
+	return im, len(b) == 0 && zero == 0
 }
 
-func parseImageBlock(b []byte) (k imageBlock, ok bool) {
-	k = imageBlock{
-		block: binary.LittleEndian.Uint16(b), state: State(b[2]), how: b[3],
-		sum: binary.LittleEndian.Uint32(b[4:]), slot: binary.LittleEndian.Uint32(b[8:]),
+// parseRun adds the run with which b begins, whose blocks come after those that are there.
+func (v *imageVersion) parseRun(b []byte) (used int, ok bool) {
+	if len(b) < imageRunHead {
+		return 0, false
 	}
-	_, _, inChunk := slotPlace(k.slot)
+	first, count := int(binary.LittleEndian.Uint16(b)), int(binary.LittleEndian.Uint16(b[2:]))
+	k := imageBlock{block: uint16(first), state: State(b[4]), how: b[5], slot: binary.LittleEndian.Uint32(b[8:])}
+	if n := len(v.blocks); n > 0 && (k.block <= v.blocks[n-1].block || k.follows(v.blocks[n-1])) {
+		return 0, false
+	}
+	used = imageRunHead
+	if k.state == Present {
+		used += 4 * count
+	}
+	if count == 0 || first+count > BlocksPerObject || len(b) < used || k.state == Absent || k.state > Bad || b[6]|b[7] != 0 {
+		return 0, false
+	}
 	switch {
-	case k.block >= BlocksPerObject || k.state == Absent || k.state > Bad:
-		return k, false
+	case k.state == Present && k.how == imageSlot:
+		_, n, inChunk := slotPlace(k.slot)
+		ok = inChunk && n+count <= BlocksPerObject
 	case k.state == Present:
-		return k, k.how == imageSlot && inChunk || k.how == imageKeep
+		ok = k.how == imageKeep && k.slot == 0
+	default:
+		ok = k.how == imageNone && k.slot == 0
 	}
-	return k, k.how == imageNone
+	if !ok {
+		return 0, false
+	}
+	for i := range count {
+		k.block = uint16(first + i)
+		if k.state == Present {
+			k.sum = binary.LittleEndian.Uint32(b[imageRunHead+4*i:])
+		}
+		v.blocks = append(v.blocks, k)
+		if k.how == imageSlot {
+			k.slot++
+		}
+	}
+	return used, true
 }
 
 // install replaces all versions of the object by the image's. Holds the

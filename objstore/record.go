@@ -23,14 +23,15 @@ const (
 	recMark      recordKind = 2  // first in a batch behind a sync
 	recEntry     recordKind = 3  // an entry; a write's data follow the head
 	recLarge     recordKind = 4  // a write whose data are in the object's file
-	recInstall   recordKind = 5  // an object becomes exactly this (resync)
+	// 5 was an install whose image had no runs
 	recDelete    recordKind = 6  // an object goes (resync)
 	recSyncing   recordKind = 7  // the group's content is a mixture from here
 	recSynced    recordKind = 8  // it is whole again, and this is its last number
 	recTerms     recordKind = 9  // the group's term history is this
 	recDropGroup recordKind = 10 // everything of the group goes
+	recInstall   recordKind = 11 // an object becomes exactly this (resync)
 
-	recKindEnd = 11
+	recKindEnd = 12
 )
 
 // record is the frame around whatever the journal holds.

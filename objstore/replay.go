@@ -421,6 +421,9 @@ func (r *replay) take(rec record, data []byte, seg *oldSegment, p pos) error {
 		}
 	case recDropGroup:
 		r.s.dropInReplay(g, p)
+	default:
+		r.stop(g, p, ErrFormat)
+		return nil
 	}
 	r.applied++
 	return nil
