@@ -552,7 +552,11 @@ func (e notAttached) Error() string {
 }
 func (e notAttached) Is(target error) bool { return target == fs.ErrNotExist }
 
-// Detach takes a device away from the kernel. One that is in use is only detached by force: what its users still had to write is lost to them.
+// goneTimeout is how long Detach waits until the kernel has let go of a device, so that it can be attached again at once.
+const goneTimeout = 5 * time.Second
+
+// Detach takes a device away from the kernel. One that is in use is only detached by force: what its users still had to write is lost to them, and the
+// device stays, without a disk, until they close it.
 func Detach(k Kernel, index int, force bool) error {
 	v, err := openView("/")
 	if err != nil {
@@ -562,13 +566,17 @@ func Detach(k Kernel, index int, force bool) error {
 	if _, attached := v.look(index); !attached {
 		return notAttached{index}
 	}
-	if !force {
-		if by, used := v.inUse(index); used {
-			return fmt.Errorf("detach %s: it is in use by %s; unmount or close it first (-f detaches it all the same)", DeviceName(index), by)
-		}
+	by, used := v.inUse(index)
+	if used && !force {
+		return fmt.Errorf("detach %s: it is in use by %s; unmount or close it first (-f detaches it all the same)", DeviceName(index), by)
 	}
 	if err := k.Disconnect(index); err != nil {
 		return fmt.Errorf("detach %s: %w", DeviceName(index), err)
+	}
+	for end := time.Now().Add(goneTimeout); !used && time.Now().Before(end); time.Sleep(retryFirst) {
+		if _, attached := v.look(index); !attached {
+			break
+		}
 	}
 	return nil
 }

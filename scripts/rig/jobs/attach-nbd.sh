@@ -65,7 +65,7 @@ for force in "" -f; do # nobody uses it, and nobody serves it: the first who ope
   kill -9 $pid; wait $pid
   until_true 50 listed 0 "waits for sheep-nbd" || fail "not waiting"
   timeout 20 /sheep-nbd -d /dev/nbd0 $force || fail "a device that nobody serves is not detached (-d $force)"
-  until_true 50 [ ! -e /sys/block/nbd0/pid ] || fail "still attached (-d $force)"
+  [ ! -e /sys/block/nbd0/pid ] || fail "still attached (-d $force)"
 done
 anew && kill -TERM $pid && wait $pid || fail "not detached at the end"
 for sector in 1024 2048; do
@@ -97,7 +97,7 @@ until_true 300 made || fail "the host did not make another disk"
 serve; wait $pid && fail "a disk that was made anew is put beneath the device of the old one"
 grep "attached to sheepdog:.*/$NAME/[0-9]* already" /tmp/nbd.log || fail "no clear words about another disk of the name"
 exec 7<&-
-/sheep-nbd -d /dev/nbd0 -f && until_true 50 [ ! -e /sys/block/nbd0/pid ] || fail "not detached from a disk that was deleted"
+/sheep-nbd -d /dev/nbd0 -f && [ ! -e /sys/block/nbd0/pid ] || fail "not detached from a disk that was deleted"
 serve; until_true 300 served || fail "the disk that was made anew is not attached"
 kill -TERM $pid; wait $pid || fail "sheep-nbd did not end well"
 cat /tmp/nbd.log; dmesg | grep -i nbd | tail -20
