@@ -27,13 +27,15 @@ func (w *world) administrate(r *rand.Rand, stop chan struct{}) {
 		case <-time.After(time.Duration(200+r.IntN(3000)) * time.Millisecond):
 		}
 		v := w.volumes[r.IntN(len(w.volumes))]
-		switch k := r.IntN(10); {
+		switch k := r.IntN(11); {
 		case k < 5:
 			w.takeSnapshot(v)
 		case k < 7:
 			w.dropSnapshot(r)
 		case k < 9 && len(w.volumes) < 5:
 			w.clone(r)
+		case k == 10 && len(w.volumes) < 8:
+			w.rollback(r)
 		default:
 			w.shortLived(fmt.Sprint("s", r.IntN(2)))
 		}
@@ -168,6 +170,45 @@ func (w *world) clone(r *rand.Rand) {
 	v := w.volume(name, false, res.Vid)
 	v.from = s.got
 	w.useVolume(v)
+}
+
+// rollback has a volume begin again as one of its snapshots. What used it ends before; it is a volume of its own from then on.
+func (w *world) rollback(r *rand.Rand) {
+	if len(w.snapshots) == 0 {
+		return
+	}
+	s := w.snapshots[r.IntN(len(w.snapshots))]
+	s.v.mu.Lock()
+	closed := s.v.closed
+	s.v.mu.Unlock()
+	if closed || !w.hold(s, 5*time.Second) {
+		return
+	}
+	s.v.mu.Lock()
+	s.v.closed, s.v.stolen = true, true
+	s.v.mu.Unlock()
+	left := make(chan struct{})
+	go func() { s.v.users.Wait(); close(left) }()
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); {
+		w.propose(20*time.Second, &state.Command{Unlock: &state.Unlock{Name: s.v.name}})
+		select {
+		case <-left: // nobody is just opening it
+		case <-time.After(time.Second):
+			continue
+		}
+		res, err := w.propose(20*time.Second, &state.Command{Rollback: &state.Rollback{Name: s.v.name, Snap: s.tag}})
+		w.event("roll %s back to %s: %v", s.v.name, s.tag, err)
+		switch {
+		case err == nil:
+			v := w.volume(s.v.name, s.v.shared, res.Vid)
+			v.from = s.got
+			w.done.rollbacks.Add(1)
+			w.useVolume(v)
+			return
+		case res.Code != state.Busy:
+			return
+		}
+	}
 }
 
 // shortLived makes a VDI, writes to it, checks that nothing of an earlier one of the name shows, and deletes it.

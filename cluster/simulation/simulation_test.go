@@ -15,7 +15,7 @@
 // names, becomes read-only or is shut down by its file system. Some machines have two; then it is the second, or one that groups are just being moved from or to. A store that is at its end for it is opened again, after a power cut, by a person's word. Many seeds keep hardly any
 // table in memory and hardly any file open, so that the paths to a cold object are walked all the time.
 //
-// People: nodes join, are drained, taken back, removed; snapshots are taken and deleted, clones made, written and deleted; VDIs are created and deleted; a VDI is taken from who
+// People: nodes join, are drained, taken back, removed; snapshots are taken and deleted, clones made, written and deleted; VDIs are created and deleted, and rolled back; a VDI is taken from who
 // has it.
 //
 // Not modelled: disks that lie about syncs, clocks that run at different speeds, messages that are forged, memory that flips.
@@ -109,8 +109,8 @@ func simulate(t *testing.T, seed uint64) {
 		t.Error(b)
 	}
 	d := &w.done
-	t.Logf("seed %d: %d machines, %d operations answered, %d unknown, %d refused, %d faults, %d snapshots, %d resumes, %d losses, index %d, %v; %d histories not decided", seed, len(w.machines),
-		d.ops.Load(), d.unknown.Load(), d.refused.Load(), d.faults.Load(), d.snapshots.Load(), d.resumes.Load(), len(w.losses), w.best.Index, w.ended, unknown)
+	t.Logf("seed %d: %d machines, %d operations answered, %d unknown, %d refused, %d faults, %d snapshots, %d rollbacks, %d resumes, %d losses, index %d, %v; %d histories not decided", seed, len(w.machines),
+		d.ops.Load(), d.unknown.Load(), d.refused.Load(), d.faults.Load(), d.snapshots.Load(), d.rollbacks.Load(), d.resumes.Load(), len(w.losses), w.best.Index, w.ended, unknown)
 }
 
 // build makes a cluster and the volumes, and begins to use them.

@@ -65,7 +65,7 @@ type world struct {
 }
 
 type stats struct {
-	ops, unknown, refused, faults, snapshots, resumes atomic.Int64
+	ops, unknown, refused, faults, snapshots, rollbacks, resumes atomic.Int64
 }
 
 // machine is one node's: what outlives its process.
