@@ -15,6 +15,7 @@ func (c *Conn) admit(r *Request, cost int64) error {
 		}
 	}
 	c.endBatch()
+	c.late = true
 	c.unstall() // it is the client who waits for us now
 	ok := false
 	defer c.srv.budget.forget(c)

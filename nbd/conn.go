@@ -53,6 +53,7 @@ type Conn struct {
 	stalled    bool     // a deadline runs for the rest of a request
 	sinceStall int      // bytes that came since it was set
 	arrived    time.Time
+	late       bool // the reader was held up before it read what it is about to submit
 
 	drainedOnce bool // reader goroutine only: Shutdown's wake-up was seen
 	blockStatus bool // the Device understands OpBlockStatus
@@ -99,7 +100,7 @@ func (c *Conn) serve() {
 		return
 	}
 	c.endBatch()
-	if err != nil && !errors.Is(err, io.EOF) && !c.ended(err) {
+	if err != nil && err != io.EOF && !c.ended(err) {
 		c.log.Info("nbd connection ended", "err", err)
 	}
 	c.finish(err)

@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"context"
 	"runtime"
 	"sync"
 	"time"
@@ -126,6 +127,9 @@ func (s *submitter) series() {
 			gathered = submitBytes
 		case c.broken.Load():
 			r.Queue(c.deathCause()) // it must not begin: the client may have sent it again elsewhere
+			continue
+		case c.left.Load():
+			r.Queue(context.Canceled)
 			continue
 		default:
 			gathered += r.cost

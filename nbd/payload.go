@@ -47,9 +47,12 @@ func (c *Conn) discard(n uint64) error {
 	return nil
 }
 
+// errCutShort is the end of the stream where it should not be: the client has left all the same.
+var errCutShort = fmt.Errorf("nbd: the connection ended within a request: %w", io.EOF)
+
 func withinRequest(err error) error {
 	if errors.Is(err, io.EOF) {
-		return &protocolError{"the connection ended within a request"}
+		return errCutShort
 	}
 	return err
 }

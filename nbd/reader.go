@@ -52,7 +52,7 @@ func (c *Conn) fill(n int) error {
 	for c.in.buffered() < n {
 		if err := c.readMore(); err != nil {
 			if errors.Is(err, io.EOF) && c.in.buffered() > 0 {
-				return &protocolError{"the connection ended within a request"}
+				return errCutShort
 			}
 			return err
 		}
@@ -63,6 +63,7 @@ func (c *Conn) fill(n int) error {
 // readMore ends the batch, so that what has arrived is answered, and reads; before it waits, it makes the large reads.
 func (c *Conn) readMore() error {
 	c.endBatch()
+	c.late = c.late || time.Since(c.arrived) > lateAfter
 	n, err := 0, errAgain
 	for err == errAgain && c.reads != nil && c.reads.one() {
 		n, err = c.tr.tryRead(&c.in, 0)
@@ -203,6 +204,10 @@ func (c *Conn) submit(r *Request, payload uint64) error {
 		c.release(r)
 		return err
 	}
+	if r.Op.changes() && c.gone() {
+		c.release(r)
+		return io.EOF
+	}
 	r.FUA = r.flags&cmdFlagFUA != 0
 	r.NoHole = r.flags&cmdFlagNoHole != 0
 	r.FastZero = r.flags&cmdFlagFastZero != 0
@@ -228,6 +233,20 @@ func (c *Conn) submit(r *Request, payload uint64) error {
 		c.reads.passed()
 	}
 	return nil
+}
+
+// lateAfter is for how long what has arrived may lie before a change in it may be stale.
+const lateAfter = time.Millisecond
+
+// gone says, before a change is submitted that the reader was late for, whether the client has left. One that takes its connection for dead (the kernel does after its I/O timeout,
+// when a cluster stands still) ends it, sends again by another what was not answered, and writes something newer there. What lies in this one's socket must not come after that: it is
+// given up, like all that waits when the end of the stream is seen.
+func (c *Conn) gone() bool {
+	if !c.late && time.Since(c.arrived) <= lateAfter {
+		return false
+	}
+	c.late = false
+	return c.tr.left()
 }
 
 func (c *Conn) nothing(r *Request) error {

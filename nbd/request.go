@@ -19,6 +19,9 @@ const (
 	OpBlockStatus = Op(cmdBlockStatus) // tell extents by AddExtent, then answer
 )
 
+// changes says whether the export is another after it.
+func (o Op) changes() bool { return o == OpWrite || o == OpTrim || o == OpWriteZeroes }
+
 func (o Op) String() string {
 	switch o {
 	case OpRead:

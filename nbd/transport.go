@@ -30,6 +30,8 @@ type transport interface {
 	write(bufs [][]byte) (int, error)
 	// arrived says whether there is something to read; true where that is not known. Whoever writes may call it.
 	arrived() bool
+	// left says whether the peer has ended its side, though there may be more of it to read; false where that is not known. The reader's.
+	left() bool
 	setReadDeadline(t time.Time) error
 	setWriteDeadline(t time.Time) error
 	close() error
@@ -54,6 +56,13 @@ const writeSize = 256 << 10
 func newPlainTransport(nc net.Conn) *plainTransport { return &plainTransport{nc: nc} }
 
 func (t *plainTransport) arrived() bool { return true }
+
+func (t *plainTransport) left() bool {
+	if s, ok := t.nc.(interface{ NetConn() net.Conn }); ok { // TLS
+		return peerLeft(s.NetConn())
+	}
+	return false
+}
 
 func (t *plainTransport) read(in intake) (int, error) {
 	in.idle()

@@ -42,6 +42,8 @@ type socketTransport struct {
 	riov              [2]unix.Iovec
 	rn                int
 	rerr              error
+	onLook            func(fd uintptr)
+	gone              bool
 
 	onTry, onWrite func(fd uintptr) bool // the writer's, whoever it is
 	onAsk          func(fd uintptr)
@@ -54,6 +56,7 @@ type socketTransport struct {
 func newSocketTransport(nc net.Conn, rc syscall.RawConn) *socketTransport {
 	t := &socketTransport{nc: nc, rc: rc}
 	t.onRead, t.onTryRead = t.readable, t.tryReadable
+	t.onLook = func(fd uintptr) { t.gone = hungUp(fd) }
 	t.onTry = func(fd uintptr) bool { t.writev(fd); return true }
 	t.onWrite = func(fd uintptr) bool { t.writev(fd); return t.werr != errAgain }
 	t.onAsk = func(fd uintptr) {
@@ -143,6 +146,27 @@ func (t *socketTransport) readv(fd uintptr) {
 
 func (t *socketTransport) arrived() bool {
 	return t.rc.Control(t.onAsk) == nil && t.unread > 0
+}
+
+func (t *socketTransport) left() bool {
+	t.gone = false
+	return t.rc.Control(t.onLook) == nil && t.gone
+}
+
+// hungUp says whether the peer of a socket has ended its side: POLLRDHUP comes with the end of what it sent, before that was read.
+func hungUp(fd uintptr) bool {
+	p := unix.PollFd{Fd: int32(fd), Events: unix.POLLRDHUP}
+	_, _, errno := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), 1, uintptr(unsafe.Pointer(new(unix.Timespec))), 0, 0, 0)
+	return errno == 0 && p.Revents&(unix.POLLRDHUP|unix.POLLHUP|unix.POLLERR) != 0
+}
+
+func peerLeft(nc net.Conn) (gone bool) {
+	s, ok := nc.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	rc, err := s.SyscallConn()
+	return err == nil && rc.Control(func(fd uintptr) { gone = hungUp(fd) }) == nil && gone
 }
 
 func (t *socketTransport) tryWrite(bufs [][]byte) (int, error) {

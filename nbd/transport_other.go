@@ -9,6 +9,8 @@ import (
 
 func newTransport(nc net.Conn) transport { return newPlainTransport(nc) }
 
+func peerLeft(net.Conn) bool { return false }
+
 func tune(nc net.Conn, buffer int, _ time.Duration) {
 	if s, ok := nc.(*net.TCPConn); ok {
 		_ = s.SetNoDelay(true)

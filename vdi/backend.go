@@ -95,6 +95,9 @@ func (b *Backend) Open(ctx context.Context, export string) (nbd.Device, nbd.Expo
 
 // resolve says which VDI an export name means.
 func (b *Backend) resolve(export string) (string, error) {
+	if strings.HasSuffix(export, ":") { // who may open snapshots alone would get the working VDI by it
+		return "", fmt.Errorf("export %q: the snapshot's tag or number is missing: %w", export, errNotExist)
+	}
 	if b.o.Only == "" {
 		return export, nil
 	}
