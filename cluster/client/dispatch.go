@@ -219,7 +219,7 @@ func (c *Client) frozen(p *piece, m *state.Map, b *wire.Batch) {
 	}
 	v := m.VDI(p.req.IO.Vid)
 	switch {
-	case v != nil && v.State == state.Frozen && v.Next != 0 && !s.snap:
+	case !s.writer && !s.snap && s.deadErr() == nil:
 		c.retry(p, 0) // the tender is about to follow
 	case v != nil && (v.State == state.Working || v.State == state.Closing):
 		c.retry(p, 0)

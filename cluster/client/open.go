@@ -111,15 +111,71 @@ func (c *Client) writer(ctx context.Context, name string) (*session, error) {
 		}
 		o, mine = c.opening(name) // his time was over, not ours
 	}
-	s, err := c.openSession(ctx, name)
+	open := c.opens(name)
+	s, unheard, err := c.openSession(ctx, name, open)
 	c.mu.Lock()
 	o.s, o.err = s, err
 	if err != nil {
 		delete(c.writers, name)
 	}
+	if unheard {
+		c.resolve(name, open)
+	}
 	c.mu.Unlock()
 	close(o.ready)
 	return s, err
+}
+
+// resolve hears the outcome of a command that opens a session for which nobody waits any more, and ends the session if there is one: it would keep the VDI from all others for as
+// long as this process lives. Who opens the VDI here meanwhile waits, since raft would give him that session. mu is held.
+func (c *Client) resolve(name string, open *state.Command) {
+	o := &opening{ready: make(chan struct{}), err: context.Canceled} // it is nobody's outcome
+	mine := c.writers[name] == nil
+	if mine {
+		c.writers[name] = o
+	}
+	c.wg.Go(func() {
+		ctx, cancel := c.context()
+		defer cancel()
+		c.insist(ctx, func() error {
+			res, err := c.cfg.Propose(ctx, open)
+			if err == nil && res.Sess != nil {
+				err = c.closeSess(ctx, res.Sess.ID)
+			}
+			return err
+		})
+		if mine {
+			c.mu.Lock()
+			delete(c.writers, name)
+			c.mu.Unlock()
+			close(o.ready)
+		}
+	})
+}
+
+// insist tries until it succeeds, or the Client is closed.
+func (c *Client) insist(ctx context.Context, try func() error) (ok bool) {
+	for try() != nil {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(lingerInterval):
+		}
+	}
+	return true
+}
+
+// context ends with the Client.
+func (c *Client) context() (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	c.wg.Go(func() {
+		select {
+		case <-c.ended:
+			cancel(ErrClosed)
+		case <-ctx.Done():
+		}
+	})
+	return ctx, func() { cancel(nil) }
 }
 
 // opening is a name's, and says whether it was made here: then it is the caller's to bring to its end.
@@ -134,17 +190,18 @@ func (c *Client) opening(name string) (o *opening, mine bool) {
 	return o, true
 }
 
-// openSession has raft grant a session (R14).
-func (c *Client) openSession(ctx context.Context, name string) (*session, error) {
-	ses, m, err := c.grant(ctx, c.opens(name))
+// openSession has raft grant a session (R14). unheard: there may be one that was granted all the same.
+func (c *Client) openSession(ctx context.Context, name string, open *state.Command) (s *session, unheard bool, err error) {
+	ses, m, err := c.grant(ctx, open)
 	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", name, err)
+		var refused *state.Error
+		return nil, ses == nil && !errors.As(err, &refused), fmt.Errorf("open %s: %w", name, err)
 	}
 	v := m.VDI(ses.Vid)
 	if v == nil {
-		return nil, fmt.Errorf("open %s: vid %06x is gone again: %w", name, ses.Vid, syscall.EIO)
+		return nil, false, fmt.Errorf("open %s: vid %06x is gone again: %w", name, ses.Vid, syscall.EIO)
 	}
-	return c.newSession(m, v, ses, name, false), nil
+	return c.newSession(m, v, ses, name, false), false, nil
 }
 
 // opens is the command that opens a session.
@@ -218,7 +275,7 @@ func (c *Client) newSession(m *state.Map, v *state.VDI, ses *state.Session, name
 	}
 	c.mu.Unlock()
 	c.Stats.Sessions.Add(1)
-	c.wakeTender()
+	c.lookAgain() // it may have used a newer map before it knew of this session
 	return s
 }
 
@@ -345,21 +402,33 @@ func (s *session) end(mine uint64) error {
 		s.c.losses[s.name] = untold
 		s.c.mu.Unlock()
 	}
-	ctx := context.Background() // whoever closes may have used up his with waiting for the flush
-	id := s.ident.Load().sess
-	err := s.c.closeSess(ctx, id)
-	var b wire.Batch
-	s.kill(fmt.Errorf("%s: %w", s.name, ErrClosed), &b)
-	b.End()
-	if now := s.ident.Load().sess; now != id { // it had lapsed, and was granted again just then
-		err = s.c.closeSess(ctx, now)
-	}
-	if err != nil {
+	if err := s.leave(context.Background()); err != nil { // whoever closes may have used up his context with waiting for the flush
+		s.c.log.Warn("the ending of a session goes on after the closing of its VDI", "vdi", s.name, "error", err)
+		s.c.wg.Go(func() {
+			ctx, cancel := s.c.context()
+			defer cancel()
+			s.c.insist(ctx, func() error { return s.leave(ctx) })
+		})
 		return fmt.Errorf("close %s: end the session: %w", s.name, err)
 	}
 	if untold != nil && untold.flush != nil {
 		return fmt.Errorf("close: %w", untold.flush)
 	}
+	return nil
+}
+
+// leave has raft end a session that is ending. Until that has an outcome it keeps the VDI from all others, and whoever opens it here waits.
+func (s *session) leave(ctx context.Context) error {
+	id := s.ident.Load().sess
+	if err := s.c.closeSess(ctx, id); err != nil {
+		return err
+	}
+	if now := s.ident.Load().sess; now != id { // it had lapsed, and was granted again just then
+		return s.leave(ctx)
+	}
+	var b wire.Batch
+	s.kill(fmt.Errorf("%s: %w", s.name, ErrClosed), &b)
+	b.End()
 	return nil
 }
 

@@ -64,17 +64,17 @@ func (s *session) lapse() {
 // renew opens a lapsed session again, or finds that it is dead.
 func (s *session) renew() {
 	c := s.c
-	ctx, cancel := context.WithCancelCause(context.Background())
-	defer cancel(nil)
-	c.wg.Go(func() {
-		select {
-		case <-c.ended:
-			cancel(ErrClosed)
-		case <-ctx.Done():
-		}
-	})
+	ctx, cancel := c.context()
+	defer cancel()
 	old := s.ident.Load()
 	r := &renewal{sess: old.sess, gen: old.sessGen}
+	defer func() {
+		if r.try != nil { // closed before that had an outcome
+			c.mu.Lock()
+			c.resolve(s.name, r.try)
+			c.mu.Unlock()
+		}
+	}()
 	for s.deadErr() == nil {
 		err, final := s.renewOnce(ctx, r)
 		switch {
@@ -132,7 +132,7 @@ func (s *session) renewOnce(ctx context.Context, r *renewal) (err error, final b
 		return err, false
 	}
 	r.try = nil
-	unbroken := ses.ID == r.sess || ses.Gen == r.gen+1 || s.shared && ses.Gen == r.gen
+	unbroken := ses.ID == r.sess || s.follows(ses.Gen, r)
 	if err != nil && unbroken { // it lapsed too before its answer came
 		r.sess, r.gen = ses.ID, ses.Gen
 		return err, false
@@ -155,6 +155,14 @@ func (s *session) renewOnce(ctx context.Context, r *renewal) (err error, final b
 	return nil, false
 }
 
+// follows says that nobody had the VDI between the session that was ours and one of generation gen. Opening raises it, but of a shared VDI, where only fencing does.
+func (s *session) follows(gen uint64, r *renewal) bool {
+	if s.shared {
+		return gen == r.gen
+	}
+	return gen == r.gen+1
+}
+
 // mayRenew says why the session can't be had back.
 func (s *session) mayRenew(m *state.Map, r *renewal) error {
 	v := m.Working(s.name)
@@ -165,14 +173,14 @@ func (s *session) mayRenew(m *state.Map, r *renewal) error {
 		return nil
 	}
 	for _, ses := range m.SessionsOf(v.Vid) {
-		if ses.Client == s.c.cfg.ID && ses.Gen == r.gen+1 {
+		if ses.Client == s.c.cfg.ID && s.follows(ses.Gen, r) {
 			return nil // ours: granted by a try whose outcome we did not hear
 		}
 		if ses.Client != s.c.cfg.ID {
 			return fmt.Errorf("taken over by %s since %s", ses.Owner, ses.Since.Format(time.DateTime))
 		}
 	}
-	if r.try != nil && v.SessGen == r.gen+1 {
+	if r.try != nil && s.follows(v.SessGen, r) {
 		return nil // it may be what that try was granted, and lapsed again; asking again tells
 	}
 	return fmt.Errorf("unlocked, or taken over by another client (generation %d, ours is %d)", v.SessGen, r.gen)

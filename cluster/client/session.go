@@ -191,8 +191,8 @@ func (s *session) follow(m *state.Map, b *wire.Batch) {
 		now.vid = ses.Vid
 	}
 	v := m.VDI(now.vid)
-	for !s.writer && !s.snap && v != nil && (v.State == state.Frozen || v.State == state.Deleted) && m.VDI(v.Next) != nil {
-		v = m.VDI(v.Next)
+	if !s.writer && !s.snap { // whatever snapshots were taken, and deleted, meanwhile
+		v = m.Working(s.name)
 	}
 	if v == nil || v.State == state.Deleted || v.Identity() != s.identity {
 		s.kill(fmt.Errorf("%s was deleted: %w", s.name, syscall.EIO), b)

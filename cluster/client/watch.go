@@ -240,11 +240,12 @@ func (s *watchStream) run(addr string) error {
 		return err
 	}
 	conn.Start()
-	var from uint64
+	watch := make([]byte, 8) // from, and of which cluster
 	if m := s.w.Map(); m != nil {
-		from = m.Index
+		binary.LittleEndian.PutUint64(watch, m.Index)
+		watch = append(watch, m.Cluster...)
 	}
-	conn.Send(&wire.Header{Kind: wire.KindWatch, ID: 1}, binary.LittleEndian.AppendUint64(nil, from), nil, nil)
+	conn.Send(&wire.Header{Kind: wire.KindWatch, ID: 1}, watch, nil, nil)
 	conn.Flush()
 	every := time.NewTicker(watchSilenceMax / 3)
 	defer every.Stop()
@@ -279,6 +280,10 @@ func (s *watchStream) Frame(conn *wire.Conn, f *wire.Frame, _ *wire.Batch) {
 	case wire.KindMap:
 		var m *state.Map
 		if m, err = state.DecodeMap(f.Meta); err == nil {
+			if old := s.w.Map(); old != nil && old.Formatted() && m.Cluster != old.Cluster {
+				err = fmt.Errorf("it belongs to cluster %q, not to %s", m.Cluster, old.Cluster)
+				break
+			}
 			s.w.publish(m)
 		}
 	case wire.KindCommand:

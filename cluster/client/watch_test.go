@@ -196,6 +196,51 @@ func TestWatchSaysThatNobodyAnswers(t *testing.T) {
 	})
 }
 
+// TestWatcherOfAnotherCluster: the nodes were emptied and made another cluster, with a smaller map index. sheep-nbd goes on.
+func TestWatcherOfAnotherCluster(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t, 3)
+		for i := range 20 {
+			f.vdi(fmt.Sprint("v", i), 1<<20)
+		}
+		n := &fakeNodes{f: f, dead: map[string]bool{}, kept: map[string]int{}}
+		w, err := Watch(context.Background(), WatchConfig{Nodes: []string{"node0", "node1"}, Net: n, ID: "me", Logger: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		was := w.Map()
+		g := newFake(t, 3)
+		other := *g.m
+		other.Cluster = "another"
+		for _, a := range []string{"node0", "node1", "node2"} {
+			n.kill(a, true)
+		}
+		time.Sleep(10 * time.Second)
+		f.mu.Lock()
+		f.m = &other
+		f.mu.Unlock()
+		for _, a := range []string{"node0", "node1", "node2"} {
+			n.kill(a, false)
+		}
+		time.Sleep(10 * time.Minute)
+		w.mu.Lock()
+		why, good := w.why, w.good
+		w.mu.Unlock()
+		t.Logf("map index %d of cluster %q (nodes have %d of %q), good %q, why %v", w.Map().Index, w.Map().Cluster, other.Index, other.Cluster, good, why)
+		if w.Map() == was && why == nil {
+			t.Error("ten minutes later it follows another cluster's nodes with the old cluster's map, and says nothing")
+		}
+		for i := range 40 {
+			f.vdi(fmt.Sprint("n", i), 1<<20)
+		}
+		time.Sleep(time.Second)
+		if w.Map().Cluster == "another" {
+			t.Errorf("and at index %d it takes the other cluster's map for its own", w.Map().Index)
+		}
+		w.Close()
+	})
+}
+
 func FuzzAnswer(f *testing.F) {
 	done := wire.Done{Term: 1, LSN: 2}
 	f.Add(uint8(wire.KindWrite), uint16(0), done.Append(nil), []byte{})

@@ -96,6 +96,7 @@ func (l *Leader) Run(ctx context.Context, c *consensus.Consensus, term uint64) {
 // step looks once and starts what is to be done.
 func (l *Leader) step(ctx context.Context, m *state.Map) {
 	l.endLapsed(ctx)
+	l.endSilent(ctx)
 	l.bringIn(ctx)
 	if m.Formatted() {
 		l.look(m)

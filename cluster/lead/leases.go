@@ -81,6 +81,17 @@ func (l *Leader) endLapsed(ctx context.Context) {
 	})
 }
 
+// endSilent proposes the end of those that were registered and never came, if they don't come before that is agreed.
+func (l *Leader) endSilent(ctx context.Context) {
+	silent := l.keeper.Silent()
+	if len(silent) == 0 {
+		return
+	}
+	l.task(ctx, "ended before it came", func(ctx context.Context) bool {
+		return l.propose(ctx, "ended", &state.Command{Ended: &state.Ended{Members: silent, Why: "it was registered, and never asked for a lease", IfDown: true}})
+	})
+}
+
 // bringIn proposes to bring registered incarnations into service that ask for their first lease.
 func (l *Leader) bringIn(ctx context.Context) {
 	waiting := l.keeper.Waiting()

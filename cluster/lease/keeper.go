@@ -15,6 +15,8 @@ const (
 	asksMax = 8
 	// The leader itself was stopped when it finds that nothing reached it for this long.
 	pauseMax = 750 * time.Millisecond
+	// Who was registered asks for a lease several times a second.
+	comingMax = 10 * time.Second
 )
 
 // Keeper is the leader's knowledge of who has a lease.
@@ -31,6 +33,13 @@ type Keeper struct {
 	grace   time.Duration // until then leases are assumed, not known
 	nodes   map[state.NodeID]*held
 	echoes  map[string]echo // by uuid
+	coming  map[state.NodeID]coming
+}
+
+// coming is a member that was registered and is not in service yet.
+type coming struct {
+	member state.Member
+	since  time.Duration
 }
 
 // Raft is what the Keeper needs to know of raft on this node.
@@ -82,6 +91,20 @@ func (k *Keeper) Begin(raft Raft, term uint64, m *state.Map) {
 			k.nodes[n.ID] = &held{member: state.Member{Node: n.ID, Inc: n.Inc}, until: k.grace, index: m.Index}
 		}
 	}
+	k.coming = map[state.NodeID]coming{}
+	k.awaited(now)
+}
+
+// awaited notes who was registered and is not in service.
+func (k *Keeper) awaited(now time.Duration) {
+	for _, n := range k.m.Nodes {
+		member := state.Member{Node: n.ID, Inc: n.Inc}
+		if n.Up || n.Ended || n.Removed || n.Inc == 0 {
+			delete(k.coming, n.ID)
+		} else if k.coming[n.ID].member != member {
+			k.coming[n.ID] = coming{member, now}
+		}
+	}
 }
 
 // End ends the leadership of that term.
@@ -117,6 +140,7 @@ func (k *Keeper) follow(m *state.Map) {
 			k.nodes[n.ID] = &held{member: state.Member{Node: n.ID, Inc: n.Inc}, until: now + Length + Margin, known: true, index: m.Index}
 		}
 	}
+	k.awaited(now)
 }
 
 // touch notices that this process was stopped for a while, and gives everybody time to renew.
@@ -127,6 +151,9 @@ func (k *Keeper) touch(now time.Duration) {
 			if !h.ending {
 				h.until, h.asks, h.known = max(h.until, k.grace), nil, false
 			}
+		}
+		for id, c := range k.coming {
+			k.coming[id] = coming{c.member, now}
 		}
 	}
 	k.touched = now

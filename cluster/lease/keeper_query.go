@@ -56,6 +56,24 @@ func (k *Keeper) Lapsed() []state.Member {
 	return list
 }
 
+// Silent is who was registered, has not come into service, and was not heard of for so long that it is not to be expected: it ended in that moment, and nobody
+// would notice otherwise. It has had no lease; but it may come into service at any time, and must not be ended then.
+func (k *Keeper) Silent() (list []state.Member) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.lead == 0 {
+		return nil
+	}
+	now := k.clock()
+	k.touch(now)
+	for _, n := range k.m.Nodes {
+		if c, is := k.coming[n.ID]; is && now-max(c.since, k.echoes[n.UUID].heard) > comingMax {
+			list = append(list, c.member)
+		}
+	}
+	return list
+}
+
 // Exited notes that a member's process is gone (R8). It is Lapsed from now on.
 func (k *Keeper) Exited(m state.Member) {
 	k.mu.Lock()

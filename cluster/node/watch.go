@@ -16,17 +16,21 @@ const unheardMost = 2 * time.Second
 // unheard is an error when this node has had no lease for too long to know the newest map. (Before the cluster is formatted nobody has one.)
 func (n *Node) unheard() error {
 	d := n.cfg.Clock() - time.Duration(n.heard.Load())
-	if d <= unheardMost || !n.Map().Formatted() {
+	if d <= unheardMost || !n.Map().Formatted() && !n.dir.get().Formatted {
 		return nil
 	}
 	return fmt.Errorf("node %s has had no lease for %s: its map may be old", n.addr, d.Round(time.Second))
 }
 
-// startWatch begins to send the map and what changes it. Meta is the index of the map that the client has already; nothing, or 0, for none.
+// startWatch begins to send the map and what changes it. Meta is the index of the map that the client has already, u64, and of which cluster that is; nothing, or 0, for none.
 func (n *Node) startWatch(c *wire.Conn, f *wire.Frame, b *wire.Batch) {
 	var from uint64
-	if len(f.Meta) == 8 {
+	if len(f.Meta) >= 8 {
 		from = binary.LittleEndian.Uint64(f.Meta)
+		if theirs, ours := string(f.Meta[8:]), n.Map().Cluster; theirs != "" && theirs != ours {
+			reply(c, f.Header, wire.StatusInvalid, fmt.Appendf(nil, "node %s belongs to cluster %q, not to %q", n.addr, ours, theirs), b)
+			return
+		}
 	}
 	if err := n.unheard(); err != nil {
 		reply(c, f.Header, wire.StatusBusy, []byte(err.Error()), b)

@@ -99,6 +99,8 @@ func (g *group) judge(r *wire.Request, v *view) (verdict, wire.Status) {
 		return refuse, wire.StatusFenced // R14
 	case r.IO.Once.Sess != 0 && v.m.Session(r.IO.Once.Sess) == nil:
 		return refuse, wire.StatusFenced // what was done once of an ended session is forgotten
+	case d.State == state.Deleted: // the collector may have moved, or freed, what it had
+		return refuse, wire.StatusReadOnly
 	case !writes:
 		return proceed, 0
 	case r.IO.SessGen == 0 || d.State == state.Frozen || d.State == state.Deleted:

@@ -2,6 +2,7 @@ package replica
 
 import (
 	"errors"
+	"github.com/sheepdog-go/sheepdog/cluster/state"
 	"syscall"
 
 	"github.com/sheepdog-go/sheepdog/cluster/wire"
@@ -113,6 +114,8 @@ func (g *group) readDone(r *wire.Request, v *view, st *objstore.Group, err error
 		g.again(r, b)
 	case lsn != 0:
 		g.parkRead(r, lsn, b)
+	case v.m != g.e.agreed() && g.collectible(r): // what it had may have moved up while the disk was waited for
+		g.again(r, b)
 	case errors.As(err, &bad):
 		g.repair(r, v, bad)
 	case err != nil:
@@ -171,4 +174,10 @@ func (g *group) extents(r *wire.Request, v *view, b *wire.Batch) {
 
 func isNoSpace(err error) bool {
 	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+}
+
+// collectible says that the collector may have begun with the request's vid.
+func (g *group) collectible(r *wire.Request) bool {
+	d := g.e.agreed().VDI(r.IO.Vid)
+	return d == nil || d.Gen != r.IO.Gen || d.State == state.Deleted
 }

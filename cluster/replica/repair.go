@@ -167,7 +167,7 @@ func (g *group) readAround(r *wire.Request, v *view) error {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.role != serving || g.granted != granted || g.st != st || g.uncommitted(key, first, count, since) != 0 {
+	if g.role != serving || g.granted != granted || g.st != st || g.uncommitted(key, first, count, since) != 0 || g.collectible(r) {
 		return nil
 	}
 	copy(r.Dst, buf.B[r.IO.Off%objstore.BlockSize:])

@@ -100,6 +100,7 @@ type Ended struct {
 	Members []Member // who ended
 	Leased  []Member // who had a lease
 	Why     string
+	IfDown  bool // only those that have not come into service: they have had no lease
 }
 
 // InService says that members hold leases (first lease of an incarnation): Node.Up, a new epoch.

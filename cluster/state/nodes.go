@@ -105,7 +105,7 @@ func (e *edit) ended(c *Ended) *Error {
 			continue
 		}
 		known = true
-		if n.Ended {
+		if n.Ended || c.IfDown && n.Up {
 			continue
 		}
 		n = e.node(b.Node)

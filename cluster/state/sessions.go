@@ -8,8 +8,8 @@ func (e *edit) openSess(c *OpenSess) *Error {
 	if v == nil {
 		return refuse(Missing, textNoVDI)
 	}
-	if c.Holder.Node != NoNode && !e.m.Intact(c.Holder) {
-		return refuse(Stale, "open %s for node %d incarnation %x: it has ended", c.Name, c.Holder.Node, c.Holder.Inc)
+	if c.Holder.Node != NoNode && !e.m.InService(c.Holder) {
+		return refuse(Stale, "open %s for node %d incarnation %x: it is not in service", c.Name, c.Holder.Node, c.Holder.Inc)
 	}
 	if c.Client == "" || len(c.Client) > wordBytesMax || len(c.Owner) > wordBytesMax {
 		return refuse(Invalid, "open %s: a client needs a name", c.Name)

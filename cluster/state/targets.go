@@ -118,8 +118,10 @@ func (m *Map) poolFor(copies, minCopies int) *Pool {
 }
 
 // fillPool adds a pool and its groups. They are empty, so whoever can hold them is in sync; nodes that are down get theirs afterwards, by resync.
+// Later than at format, those that are not in service yet count as down: if one never comes, nobody would take its place.
 func (e *edit) fillPool(p *Pool) *Error {
-	here := e.weights(func(n *Node) bool { return n.stores() && !n.Ended })
+	first := p.ID == 0
+	here := e.weights(func(n *Node) bool { return n.stores() && (n.Up || first && !n.Ended) })
 	if len(here) < p.MinCopies {
 		return refuse(Invalid, "%d copies with min-copies %d need at least %d nodes that store; there are %d", p.Copies, p.MinCopies, p.MinCopies, len(here))
 	}

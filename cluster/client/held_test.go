@@ -1,0 +1,188 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sheepdog-go/sheepdog/cluster/state"
+)
+
+// TestR14SharedUnlockedWhileOpeningAgain: a shared VDI. The client's session lapsed; between its look at the map and the decision an administrator unlocks the VDI (as for a
+// client that is cut off). Unlock fences: whoever had it gets errors from then on.
+func TestR14SharedUnlockedWhileOpeningAgain(t *testing.T) {
+	for _, shared := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			f := newFake(t, 3)
+			f.must(&state.Command{CreateVDI: &state.CreateVDI{Name: "alpha", Size: 64 << 20, Shared: shared}})
+			raced := false
+			propose := func(ctx context.Context, cmd *state.Command) (state.Result, error) {
+				if cmd.OpenSess != nil && f.Map().Working("alpha").SessGen > 0 && !raced {
+					raced = true
+					f.must(&state.Command{Unlock: &state.Unlock{Name: "alpha"}})
+					// and somebody else writes, and is done
+					o := f.program()
+					od := open(t, o, "alpha")
+					if err := write(od, 0, pattern(4096, 9)); err != nil {
+						t.Error(err)
+					}
+					if err := od.Close(ctx); err != nil {
+						t.Error(err)
+					}
+					o.Close()
+				}
+				return f.Propose(ctx, cmd)
+			}
+			c := f.clientWith(Config{Maps: f, Net: f, Propose: propose, Logger: slog.New(slog.DiscardHandler)})
+			d := open(t, c, "alpha")
+			if err := write(d, 0, pattern(4096, 1)); err != nil {
+				t.Fatal(err)
+			}
+			f.must(&state.Command{CloseSess: &state.CloseSess{ID: f.Map().Sessions[0].ID}})
+			time.Sleep(time.Second)
+			err := write(d, 0, pattern(4096, 3))
+			t.Logf("shared %v: raced %v, a write after the unlock: %v", shared, raced, err)
+			if err == nil {
+				t.Errorf("shared %v: written through a session that was fenced by vdi lock unlock", shared)
+			}
+			c.Close()
+		})
+	}
+}
+
+// TestR14SharedUnlockAfterALostTry: the same with a first try whose outcome was not heard, and an unlock in the map.
+func TestR14SharedUnlockAfterALostTry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t, 3)
+		f.must(&state.Command{CreateVDI: &state.CreateVDI{Name: "alpha", Size: 64 << 20, Shared: true}})
+		opens := 0
+		propose := func(ctx context.Context, cmd *state.Command) (state.Result, error) {
+			if cmd.OpenSess != nil {
+				if opens++; opens == 2 {
+					return state.Result{}, errors.New("cut off")
+				}
+			}
+			return f.Propose(ctx, cmd)
+		}
+		c := f.clientWith(Config{Maps: f, Net: f, Propose: propose, Logger: slog.New(slog.DiscardHandler)})
+		d := open(t, c, "alpha")
+		if err := write(d, 0, pattern(4096, 1)); err != nil {
+			t.Fatal(err)
+		}
+		f.must(&state.Command{CloseSess: &state.CloseSess{ID: f.Map().Sessions[0].ID}})
+		synctest.Wait()
+		f.must(&state.Command{Unlock: &state.Unlock{Name: "alpha"}})
+		time.Sleep(5 * time.Second)
+		if err := write(d, 0, pattern(4096, 3)); err == nil {
+			t.Errorf("written after unlock; %d opens", opens)
+		}
+		c.Close()
+	})
+}
+
+// TestR14OpenGivenUp: a VDI is opened while the outcome is not heard in time (an election); the NBD client gives up. The command was decided all the same.
+func TestR14OpenGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t, 3)
+		f.vdi("alpha", 64<<20)
+		late := false
+		propose := func(ctx context.Context, cmd *state.Command) (state.Result, error) {
+			if cmd.OpenSess != nil && !late {
+				late = true
+				f.apply(cmd) // decided, but the answer comes too late
+				<-ctx.Done()
+				return state.Result{}, context.Cause(ctx)
+			}
+			return f.Propose(ctx, cmd)
+		}
+		c := f.clientWith(Config{Maps: f, Net: f, Propose: propose, Local: &fakeLocal{f, 0}, LocalNode: 0, Logger: slog.New(slog.DiscardHandler)})
+		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+		defer cancel()
+		if _, err := c.Open(ctx, "alpha", "", OpenOptions{}); err == nil {
+			t.Fatal("opened")
+		}
+		time.Sleep(time.Hour)
+		for _, s := range f.Map().Sessions {
+			t.Errorf("an hour later session %d is held by node %d, for nobody", s.ID, s.Holder.Node)
+		}
+		o := f.client(1)
+		if _, err := o.Open(context.Background(), "alpha", "", OpenOptions{}); err != nil {
+			t.Errorf("the VM is started on another node: %v", err)
+		}
+		c.Close()
+		o.Close()
+	})
+}
+
+// TestR14CloseWhileTryPending: a lapsed session is being opened again with an outcome not heard; the VM goes away meanwhile.
+func TestR14CloseWhileTryPending(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t, 3)
+		f.vdi("alpha", 64<<20)
+		opens := 0
+		propose := func(ctx context.Context, cmd *state.Command) (state.Result, error) {
+			if cmd.OpenSess != nil {
+				if opens++; opens == 2 {
+					f.apply(cmd)
+					<-ctx.Done()
+					return state.Result{}, context.Cause(ctx)
+				}
+			}
+			return f.Propose(ctx, cmd)
+		}
+		c := f.clientWith(Config{Maps: f, Net: f, Propose: propose, Local: &fakeLocal{f, 0}, LocalNode: 0, Logger: slog.New(slog.DiscardHandler)})
+		d := open(t, c, "alpha")
+		f.must(&state.Command{CloseSess: &state.CloseSess{ID: f.Map().Sessions[0].ID}})
+		time.Sleep(time.Second)
+		if err := d.Close(context.Background()); err != nil {
+			t.Log(err)
+		}
+		time.Sleep(time.Hour)
+		for _, s := range f.Map().Sessions {
+			t.Errorf("an hour later session %d is held by node %d, for nobody", s.ID, s.Holder.Node)
+		}
+		c.Close()
+	})
+}
+
+// TestR14CloseWithoutALeader: a VM ends while no majority of the voters answers for ten seconds. All is flushed. Then the VM is started on another node.
+func TestR14CloseWithoutALeader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t, 3)
+		f.vdi("alpha", 64<<20)
+		var until time.Time
+		propose := func(ctx context.Context, cmd *state.Command) (state.Result, error) {
+			if d := time.Until(until); d > 0 { // it goes on trying until ctx ends
+				select {
+				case <-time.After(d):
+				case <-ctx.Done():
+					return state.Result{}, context.Cause(ctx)
+				}
+			}
+			return f.Propose(ctx, cmd)
+		}
+		c := f.clientWith(Config{Maps: f, Net: f, Propose: propose, Local: &fakeLocal{f, 0}, LocalNode: 0, Logger: slog.New(slog.DiscardHandler)})
+		d := open(t, c, "alpha")
+		if err := write(d, 0, pattern(4096, 1)); err != nil {
+			t.Fatal(err)
+		}
+		if err := flush(d); err != nil {
+			t.Fatal(err)
+		}
+		until = time.Now().Add(10 * time.Second)
+		t.Log("close:", d.Close(context.Background()))
+		time.Sleep(time.Hour)
+		for _, s := range f.Map().Sessions {
+			t.Errorf("an hour later session %d is held by node %d, for nobody", s.ID, s.Holder.Node)
+		}
+		o := f.client(1)
+		if _, err := o.Open(context.Background(), "alpha", "", OpenOptions{}); err != nil {
+			t.Errorf("the VM is started on another node: %v", err)
+		}
+		c.Close()
+		o.Close()
+	})
+}
