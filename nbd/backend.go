@@ -94,6 +94,46 @@ type Waiter interface {
 	PushLeaving() (wait func())
 }
 
+// able is a Device that is everything else too.
+type able interface {
+	Device
+	Preparer
+	Sharer
+	Waiter
+}
+
+// OnClose is d, but for done, which is told how its Close went. If d is a Preparer, a Sharer and a Waiter, the result is too.
+func OnClose(d Device, done func(err error)) Device {
+	if a, ok := d.(able); ok {
+		return &closingAble{a, done}
+	}
+	return &closing{d, done}
+}
+
+type closing struct {
+	Device
+	done func(error)
+}
+
+// Close implements Device.
+func (d *closing) Close() error {
+	err := d.Device.Close()
+	d.done(err)
+	return err
+}
+
+type closingAble struct {
+	able
+	done func(error)
+}
+
+// Close implements Device.
+func (d *closingAble) Close() error {
+	err := d.able.Close()
+	d.done(err)
+	return err
+}
+
 // check completes an ExportInfo with defaults and refuses one that the protocol can't express.
 func (e *ExportInfo) check(asked string, maxPayload uint32) error {
 	if e.Name == "" {

@@ -21,7 +21,7 @@ type budget struct {
 }
 
 // smallCost is always admitted to a connection that holds nothing, so that nobody starves, whatever others hold.
-const smallCost = 64 << 10
+const smallCost = 64<<10 + requestCost
 
 func newBudget(total int64) *budget {
 	b := &budget{total: total, waiting: make(map[*Conn]int64)}

@@ -43,6 +43,17 @@ func NewBuffer(n int) *Buffer {
 	return b
 }
 
+// bufferBytes is how much memory NewBuffer takes for n bytes.
+func bufferBytes(n uint64) int64 {
+	switch {
+	case n <= 1<<bufferMinBits:
+		return 1 << bufferMinBits
+	case n > 1<<bufferMaxBits:
+		return int64(n)
+	}
+	return 1 << bits.Len64(n-1)
+}
+
 // Bytes is the whole of the memory, which may be longer than what was asked for.
 func (b *Buffer) Bytes() []byte { return b.mem }
 

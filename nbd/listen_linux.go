@@ -7,6 +7,7 @@ import (
 	"os"
 	"strconv"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -28,21 +29,27 @@ func bindPrivately(path string) (*net.UnixListener, error) {
 	return l.(*net.UnixListener), nil
 }
 
+// Whoever replaces a socket holds the lock for a moment. But anybody may take it who may read the directory: he must not keep a server from starting without a word.
+const (
+	lockTimeout = time.Second
+	lockPause   = 10 * time.Millisecond
+)
+
 // lockDir takes the lock of a directory, which needs no file of its own.
 func lockDir(dir string) (unlock func(), err error) {
 	f, err := os.Open(dir)
 	if err != nil {
 		return nil, err
 	}
-	for {
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
-		if err != unix.EINTR {
+	for end := time.Now().Add(lockTimeout); ; time.Sleep(lockPause) {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err != unix.EINTR && err != unix.EWOULDBLOCK || time.Now().After(end) {
 			break
 		}
 	}
 	if err != nil {
 		f.Close()
-		return nil, fmt.Errorf("lock %s: %w", dir, err)
+		return nil, fmt.Errorf("lock %s, which another process holds: %w", dir, err)
 	}
 	return func() { f.Close() }, nil
 }

@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -67,8 +68,12 @@ func (h *handshake) lookup(name string) (ExportInfo, error) {
 			return ExportInfo{}, err
 		}
 	}
-	info, err := h.srv.backend.Info(h.backendContext(), name)
-	if err != nil {
+	ctx, cancel := context.WithTimeout(h.backendContext(), h.srv.cfg.OpenTimeout)
+	defer cancel()
+	begun := time.Now()
+	info, err := h.srv.backend.Info(ctx, name)
+	late := h.extend(time.Since(begun)) // the client's clock stands still while the backend looks
+	if err = cmp.Or(err, late); err != nil {
 		return info, err
 	}
 	if err := h.hidden(info); err != nil {
@@ -105,6 +110,14 @@ func (h *handshake) failLookup(id uint32, name string, err error) error {
 func (h *handshake) list(data []byte) error {
 	if len(data) != 0 {
 		return h.fail(optList, repErrInvalid, "LIST has no data")
+	}
+	select {
+	case h.srv.lists <- struct{}{}:
+		defer func() { <-h.srv.lists }()
+	case <-time.After(time.Until(h.until) / 2):
+		return h.fail(optList, repErrPlatform, "too many clients ask for the list")
+	case <-h.ctx.Done():
+		return errAbandoned
 	}
 	exports, err := h.srv.backend.List(h.backendContext())
 	if err != nil {

@@ -174,6 +174,9 @@ func (c *Conn) refuse(r *Request, bad *refusal, payload uint64) error {
 	return nil
 }
 
+// zeroesCost is charged for what a Device has under way of a request to write zeros, at most.
+const zeroesCost = 16 << 20
+
 // submit reads the payload of a good request and gives it to the Device.
 func (c *Conn) submit(r *Request, payload uint64) error {
 	if r.Length == 0 && r.Op != OpFlush {
@@ -182,7 +185,11 @@ func (c *Conn) submit(r *Request, payload uint64) error {
 	cost := int64(requestCost)
 	switch r.Op {
 	case OpRead, OpWrite:
-		cost += int64(r.Length)
+		cost += bufferBytes(r.Length)
+	case OpWriteZeroes:
+		if r.flags&cmdFlagNoHole != 0 {
+			cost += int64(min(r.Length, zeroesCost))
+		}
 	case OpBlockStatus:
 		cost += r.statusCost()
 	}

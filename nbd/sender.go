@@ -84,7 +84,7 @@ func (c *Conn) send(wait bool) {
 			continue // nextBatch cleans up
 		}
 		c.out.sent(n)
-		if wait && len(c.out.bufs) > 0 {
+		if wait {
 			c.writeUntil(time.Now().Add(c.srv.cfg.StallTimeout)) // there was progress
 		}
 	}

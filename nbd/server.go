@@ -42,6 +42,7 @@ type Server struct {
 	processors int32                // GOMAXPROCS
 	sharing    atomic.Int32         // second goroutines at work
 	lastRead   atomic.Pointer[Conn] // whose reader read last
+	lists      chan struct{}        // a token for each client that is told the list
 	company    atomic.Int64         // when another one than before did, or others than clients asked for something: nanoseconds since 1970
 	failures   failureLog
 }
@@ -53,6 +54,9 @@ const (
 	draining
 	closed
 )
+
+// listsMax bounds how many lists of all exports are in memory, for clients of which none was let in yet.
+const listsMax = 2
 
 // NewServer checks the configuration and returns a server that is ready to Serve.
 func NewServer(cfg Config, b Backend) (*Server, error) {
@@ -66,6 +70,7 @@ func NewServer(cfg Config, b Backend) (*Server, error) {
 		cfg: cfg, backend: b, log: cfg.Logger, budget: newBudget(cfg.MaxBytes),
 		listeners: make(map[net.Listener]struct{}), sessions: make(map[*Conn]struct{}),
 		relief: relief{calm: calmFlushes}, spinners: newSpinners(), processors: int32(runtime.GOMAXPROCS(0)),
+		lists: make(chan struct{}, listsMax),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s, nil

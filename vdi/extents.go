@@ -10,8 +10,10 @@ import (
 const (
 	// statusStep is how much of the disk is looked at in one go; statusMax, after how much an answer is good enough: the client asks again
 	// for the rest.
-	statusStep = 64 * client.ObjectSize
+	statusStep = 16 * client.ObjectSize
 	statusMax  = 4 << 30
+	// A step of many is for disks of which much is alike. One extent alone of a disk that is written everywhere ends in its first object.
+	statusFirst = client.ObjectSize
 )
 
 // teller says what an extent means in one metadata context.
@@ -30,7 +32,11 @@ func (d *Device) status(q *request) {
 
 // ask asks for the next stretch. It begins with a whole block.
 func (q *request) ask(b *wire.Batch) {
-	end := min(q.r.Offset+q.r.Length, q.at-q.at%statusStep+statusStep)
+	step := uint64(statusStep)
+	if q.r.ReqOne && q.at == q.r.Offset {
+		step = statusFirst
+	}
+	end := min(q.r.Offset+q.r.Length, q.at-q.at%step+step)
 	q.op.Off = q.at - q.at%client.BlockSize
 	q.op.Len = end - q.op.Off
 	q.disk.Submit(&q.op, b)

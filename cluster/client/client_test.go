@@ -426,3 +426,38 @@ func TestR15OverlappingWritesGoOneByOne(t *testing.T) {
 		closeAll(t, c, d)
 	})
 }
+
+// TestZerosThatAreWrittenDoNotFlood: of a request to write zeros over a whole disk only some objects are under way at a time: each is 4 MiB to be moved to all replicas. Holes,
+// which cost nothing, go faster.
+func TestZerosThatAreWrittenDoNotFlood(t *testing.T) {
+	for _, provision := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			f := newFake(t, 3)
+			f.vdi("alpha", 1<<30)
+			c := f.program()
+			d := open(t, c, "alpha")
+			var now, most atomic.Int64
+			f.setFault(func(_ state.NodeID, r *wire.Request) verdict {
+				if r.Kind == wire.KindZero || r.Kind == wire.KindWrite {
+					if n := now.Add(1); n > most.Load() {
+						most.Store(n)
+					}
+					time.AfterFunc(time.Second, func() { now.Add(-1) })
+				}
+				return tardy
+			})
+			if err := do(d, &Op{Kind: wire.KindZero, Len: 1 << 30, Provision: provision}); err != nil {
+				t.Fatal(err)
+			}
+			want := int64(pieceWindow)
+			if provision {
+				want = zeroWindow
+			}
+			if n := most.Load(); n < want-1 || n > want+1 { // what was answered is not counted off to the nanosecond
+				t.Errorf("provision %v: %d pieces under way, not %d", provision, n, want)
+			}
+			f.setFault(nil)
+			closeAll(t, c, d)
+		})
+	}
+}

@@ -218,13 +218,11 @@ func (c *Client) frozen(p *piece, m *state.Map, b *wire.Batch) {
 		return
 	}
 	v := m.VDI(p.req.IO.Vid)
-	switch {
-	case !s.writer && !s.snap && s.deadErr() == nil:
-		c.retry(p, 0) // the tender is about to follow
-	case v != nil && (v.State == state.Working || v.State == state.Closing):
-		c.retry(p, 0)
-	case s.writer && s.deadErr() == nil:
-		c.retry(p, 0) // what the vid was frozen for is deleted again already: the tender is about to follow the session, or to end it
+	switch err := s.deadErr(); {
+	case err != nil:
+		c.settle(p, err, b)
+	case !s.snap:
+		c.retry(p, 0) // the tender is about to follow the disk to its next vid, or to end the session
 	case v == nil || v.State == state.Deleted || p.req.Status == wire.StatusGone:
 		c.settle(p, p.errorf(syscall.EIO, "the VDI was deleted"), b)
 	default:

@@ -13,6 +13,9 @@ import (
 // and extents of large ranges are longer, and go on as their first pieces are done.
 const pieceWindow = 64
 
+// zeroWindow is that of zeros that are written, each piece of which may move an object's 4 MiB on all replicas: others' writes go the same ways.
+const zeroWindow = 4
+
 // Op is one request to a Disk. It belongs to the client from Submit until Done is called, and may be used again after that:
 // whoever keeps Ops in a pool pays no allocation for a request.
 type Op struct {
@@ -114,10 +117,14 @@ func (op *Op) issue(b *wire.Batch) {
 	if op.kick.Add(1) > 1 {
 		return
 	}
+	window := int32(pieceWindow)
+	if op.Kind == wire.KindZero && op.Provision {
+		window = zeroWindow
+	}
 	for {
 		turns := op.kick.Load()
 		end := op.Off + op.Len
-		for op.next < end && op.left.Load() <= pieceWindow && op.failed.Load() == nil {
+		for op.next < end && op.left.Load() <= window && op.failed.Load() == nil {
 			if op.Gone != nil && op.Gone.Load() {
 				op.fail(fmt.Errorf("%s %s at %d+%d: given up before %d, since nobody waits for it: %w", op.Kind, op.s.name, op.Off, op.Len, op.next, context.Canceled))
 				break

@@ -51,7 +51,7 @@ func (c *counted) Open(ctx context.Context, name string) (nbd.Device, nbd.Export
 	c.came = true
 	c.mu.Unlock()
 	info.MultiConn = info.MultiConn && c.most != 1
-	return &guest{d, c}, info, nil
+	return nbd.OnClose(d, func(error) { c.leave() }), info, nil
 }
 
 // leave counts one client less. When nobody is left of those that came, the program ends, unless it stays.
@@ -66,16 +66,4 @@ func (c *counted) leave() {
 		default:
 		}
 	}
-}
-
-// guest is one client's device.
-type guest struct {
-	nbd.Device
-	c *counted
-}
-
-func (g *guest) Close() error {
-	err := g.Device.Close()
-	g.c.leave()
-	return err
 }

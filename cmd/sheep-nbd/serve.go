@@ -131,18 +131,27 @@ func writePid(file string) (remove func(), err error) {
 		return nil, err
 	}
 	defer dir.Close()
-	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil { // two that start must not both take it
-		return nil, fmt.Errorf("lock %s: %w", dir.Name(), err)
+	for tries := 100; ; tries-- { // two that start must not both take it; each has the lock for a moment
+		if err = unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
+			break
+		}
+		if err != unix.EWOULDBLOCK && err != unix.EINTR || tries == 0 {
+			return nil, fmt.Errorf("lock %s, which another process holds: %w", dir.Name(), err)
+		}
+		time.Sleep(10 * time.Millisecond)
 	}
 	if err := checkPid(file); err != nil {
 		return nil, err
 	}
-	tmp := filepath.Join(filepath.Dir(file), "."+filepath.Base(file)+".new")
-	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o644)
+	f, err := os.CreateTemp(filepath.Dir(file), "."+filepath.Base(file)+".*")
 	if err != nil {
 		return nil, err
 	}
-	if _, err = fmt.Fprintln(f, os.Getpid()); err == nil {
+	tmp := f.Name()
+	if err = f.Chmod(0o644); err == nil {
+		_, err = fmt.Fprintln(f, os.Getpid())
+	}
+	if err == nil {
 		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	}
 	if err == nil {

@@ -129,7 +129,7 @@ func (w *watched) Open(ctx context.Context, name string) (nbd.Device, nbd.Export
 	w.mu.Lock()
 	w.open++
 	w.mu.Unlock()
-	return &watchedDevice{d, w}, info, nil
+	return nbd.OnClose(d, w.closed), info, nil
 }
 
 func (w *watched) count() int {
@@ -154,22 +154,16 @@ func (w *Watched) WaitClosed(most time.Duration) error {
 	return w.failed
 }
 
-type watchedDevice struct {
-	nbd.Device
-	w *watched
-}
-
-func (d *watchedDevice) Close() error {
-	err := d.Device.Close()
-	d.w.mu.Lock()
-	d.w.failed = err // of the last one: it flushes for all
-	d.w.open--
-	d.w.mu.Unlock()
+// closed takes that a disk was closed, and how that went.
+func (w *watched) closed(err error) {
+	w.mu.Lock()
+	w.failed = err // of the last one: it flushes for all
+	w.open--
+	w.mu.Unlock()
 	select {
-	case d.w.ended <- struct{}{}:
+	case w.ended <- struct{}{}:
 	default:
 	}
-	return err
 }
 
 // Attach makes the device, or joins one that an earlier process left behind. server must serve w.
