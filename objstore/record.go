@@ -19,10 +19,10 @@ func (p pos) String() string            { return fmt.Sprintf("%d+%d", p.gen(), p
 type recordKind uint8
 
 const (
-	recStart     recordKind = 1  // first in a segment
-	recMark      recordKind = 2  // first in a batch behind a sync
-	recEntry     recordKind = 3  // an entry; a write's data follow the head
-	recLarge     recordKind = 4  // a write whose data are in the object's file
+	recStart recordKind = 1 // first in a segment
+	recMark  recordKind = 2 // first in a batch behind a sync
+	recEntry recordKind = 3 // an entry; a write's data follow the head
+	recLarge recordKind = 4 // a write whose data are in the object's file
 	// 5 was an install whose image had no runs
 	recDelete    recordKind = 6  // an object goes (resync)
 	recSyncing   recordKind = 7  // the group's content is a mixture from here

@@ -81,6 +81,9 @@ func (b *Backend) Open(ctx context.Context, export string) (nbd.Device, nbd.Expo
 	}
 	m := b.c.Map()
 	info, v, err := b.info(m, target)
+	if err == nil && v.Identity() != d.Identity() {
+		err = fmt.Errorf("export %q: it was deleted just now, and made anew: %w", target, errNotExist)
+	}
 	if err != nil {
 		d.Close(ctx)
 		return nil, nbd.ExportInfo{}, err

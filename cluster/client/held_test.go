@@ -3,12 +3,14 @@ package client
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/sheepdog-go/sheepdog/cluster/state"
+	"github.com/sheepdog-go/sheepdog/cluster/wire"
 )
 
 // TestR14SharedUnlockedWhileOpeningAgain: a shared VDI. The client's session lapsed; between its look at the map and the decision an administrator unlocks the VDI (as for a
@@ -184,5 +186,41 @@ func TestR14CloseWithoutALeader(t *testing.T) {
 		}
 		c.Close()
 		o.Close()
+	})
+}
+
+// TestR14ForgottenTry: the first try to open a lapsed session again is granted; its answer is lost, and for two minutes nothing is heard, while the cluster decides 300 other commands
+// (Recent forgets). Nobody else had the VDI.
+func TestR14ForgottenTry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t, 3)
+		f.vdi("alpha", 64<<20)
+		opens := 0
+		propose := func(ctx context.Context, cmd *state.Command) (state.Result, error) {
+			if cmd.OpenSess == nil {
+				return f.Propose(ctx, cmd)
+			}
+			if opens++; opens == 2 {
+				r := f.apply(cmd)
+				f.apply(&state.Command{CloseSess: &state.CloseSess{ID: r.Sess.ID}})
+				time.Sleep(2 * time.Minute)
+				for i := range 300 {
+					f.apply(&state.Command{ID: fmt.Sprint("x", i), Time: time.Now(), Set: &state.Set{Key: "collect-speed", Value: "4096"}})
+				}
+				return state.Result{}, errors.New("cut off")
+			}
+			return f.Propose(ctx, cmd)
+		}
+		c := f.clientWith(Config{Maps: f, Net: f, Propose: propose, Logger: slog.New(slog.DiscardHandler)})
+		d := open(t, c, "alpha")
+		if err := write(d, 0, pattern(4096, 1)); err != nil {
+			t.Fatal(err)
+		}
+		f.must(&state.Command{CloseSess: &state.CloseSess{ID: d.s.ident.Load().sess}})
+		time.Sleep(5 * time.Minute)
+		if err := do(d, &Op{Kind: wire.KindFlush}); err != nil {
+			t.Errorf("nobody else had the VDI: %v", err)
+		}
+		c.Close()
 	})
 }

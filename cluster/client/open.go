@@ -315,6 +315,9 @@ func (d *Disk) Vid() uint32 { return d.s.ident.Load().vid }
 // Name is what was opened: NAME or NAME:SNAPSHOT.
 func (d *Disk) Name() string { return d.s.name }
 
+// Identity tells the disk, or the snapshot, from others that had its name or will have it (state.VDI).
+func (d *Disk) Identity() uint64 { return d.s.identity }
+
 // Close gives the Disk back. All its Ops must be done. The last one of a session flushes and ends it; an error says that acknowledged
 // writes may not be durable. The session lives on until they are then, and the next Open finds it.
 func (d *Disk) Close(ctx context.Context) (err error) {

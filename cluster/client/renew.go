@@ -66,8 +66,7 @@ func (s *session) renew() {
 	c := s.c
 	ctx, cancel := c.context()
 	defer cancel()
-	old := s.ident.Load()
-	r := &renewal{sess: old.sess, gen: old.sessGen}
+	r := &renewal{gen: s.ident.Load().sessGen}
 	defer func() {
 		if r.try != nil { // closed before that had an outcome
 			c.mu.Lock()
@@ -103,8 +102,8 @@ func (s *session) renew() {
 
 // renewal is what the tries to open one session again know of each other.
 type renewal struct {
-	sess, gen uint64         // the newest session that was ours
-	try       *state.Command // one whose outcome was not heard: it is asked again, not for another
+	gen uint64         // the newest that was ours
+	try *state.Command // one whose outcome was not heard: it is asked again, not for another
 }
 
 // renewOnce tries once. final: trying again can't help.
@@ -132,9 +131,9 @@ func (s *session) renewOnce(ctx context.Context, r *renewal) (err error, final b
 		return err, false
 	}
 	r.try = nil
-	unbroken := ses.ID == r.sess || s.follows(ses.Gen, r)
-	if err != nil && unbroken { // it lapsed too before its answer came
-		r.sess, r.gen = ses.ID, ses.Gen
+	unbroken := ses.Gen == r.gen || ses.Gen == r.gen+1 && !s.shared // opening raises it, but of a shared VDI, where only fencing does
+	if err != nil && unbroken {                                     // it lapsed too before its answer came
+		r.gen = ses.Gen
 		return err, false
 	}
 	v := m.VDI(ses.Vid)
@@ -155,14 +154,6 @@ func (s *session) renewOnce(ctx context.Context, r *renewal) (err error, final b
 	return nil, false
 }
 
-// follows says that nobody had the VDI between the session that was ours and one of generation gen. Opening raises it, but of a shared VDI, where only fencing does.
-func (s *session) follows(gen uint64, r *renewal) bool {
-	if s.shared {
-		return gen == r.gen
-	}
-	return gen == r.gen+1
-}
-
 // mayRenew says why the session can't be had back.
 func (s *session) mayRenew(m *state.Map, r *renewal) error {
 	v := m.Working(s.name)
@@ -171,17 +162,14 @@ func (s *session) mayRenew(m *state.Map, r *renewal) error {
 		return fmt.Errorf("the VDI was deleted")
 	case v.SessGen == r.gen:
 		return nil
+	case v.SessGen == r.gen+1 && v.SessFor == s.c.cfg.ID: // granted by a try whose outcome we did not hear
+		r.gen = v.SessGen
+		return nil
 	}
 	for _, ses := range m.SessionsOf(v.Vid) {
-		if ses.Client == s.c.cfg.ID && s.follows(ses.Gen, r) {
-			return nil // ours: granted by a try whose outcome we did not hear
-		}
 		if ses.Client != s.c.cfg.ID {
 			return fmt.Errorf("taken over by %s since %s", ses.Owner, ses.Since.Format(time.DateTime))
 		}
-	}
-	if r.try != nil && s.follows(v.SessGen, r) {
-		return nil // it may be what that try was granted, and lapsed again; asking again tells
 	}
 	return fmt.Errorf("unlocked, or taken over by another client (generation %d, ours is %d)", v.SessGen, r.gen)
 }

@@ -26,6 +26,9 @@ func (e *edit) openSess(c *OpenSess) *Error {
 	if !v.Shared || v.SessGen == 0 {
 		v = e.vdi(v.Vid)
 		v.SessGen++
+		if !v.Shared {
+			v.SessFor = c.Client
+		}
 		e.putVDI(v)
 	}
 	s := &Session{ID: e.m.NextSess, Vid: v.Vid, Gen: v.SessGen, Client: c.Client, Holder: c.Holder, Owner: c.Owner, Since: e.now}
@@ -94,6 +97,7 @@ func (e *edit) fence(vid uint32) {
 	e.releaseSessions(func(s *Session) bool { return s.Vid == vid })
 	v := e.vdi(vid)
 	v.SessGen++
+	v.SessFor = ""
 	e.putVDI(v)
 }
 

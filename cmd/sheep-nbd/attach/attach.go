@@ -41,7 +41,7 @@ const (
 	defaultDeadTimeout = 10 * time.Minute
 	defaultOpenTimeout = 30 * time.Second
 
-	handshakeTimeout = 35 * time.Second // longer than the server's own for opening an export
+	handshakeTimeout = 5 * time.Second // beside what the server has for opening an export
 	leaveTimeout     = 20 * time.Second
 	retryFirst       = 50 * time.Millisecond
 	retryMost        = time.Second
@@ -314,7 +314,7 @@ func (a *Attachment) dial(n int) (socks []*os.File, err error) {
 			return socks, err
 		}
 		a.server.ServeConn(server)
-		x, err := shakeHands(kernel, a.cfg.Export, handshakeTimeout)
+		x, err := shakeHands(kernel, a.cfg.Export, a.cfg.OpenTimeout+handshakeTimeout)
 		if err != nil {
 			kernel.Close()
 			return socks, err
