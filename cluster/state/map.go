@@ -158,9 +158,9 @@ type VDI struct {
 	Next     uint32    `json:"next"`    // of a frozen VDI: the working vid that took its name over, 0: none
 	Closing  uint64    `json:"closing"` // id (raft index) of the snapshot being taken
 	CloseTag string    `json:"closeTag"`
-	LastSnap uint32    `json:"lastSnap"` // of a working VDI: the number its newest snapshot got; numbers are not given twice
-	SessGen  uint64    `json:"sessGen"`  // current session generation (R14)
-	SessFor  string    `json:"sessFor,omitempty"`  // the client that it was granted to; "": to nobody, it only fences. Not kept of a shared VDI
+	LastSnap uint32    `json:"lastSnap"`          // of a working VDI: the number its newest snapshot got; numbers are not given twice
+	SessGen  uint64    `json:"sessGen"`           // current session generation (R14)
+	SessFor  string    `json:"sessFor,omitempty"` // the client that it was granted to; "": to nobody, it only fences. Not kept of a shared VDI
 	// Collected marks, for a Deleted VDI, the groups that reported it collected (R24), as a bitmap by index in the pool.
 	Collected []byte `json:"collected,omitempty"`
 }
