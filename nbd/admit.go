@@ -14,8 +14,12 @@ func (c *Conn) admit(r *Request, cost int64) error {
 			break
 		}
 	}
+	if c.kept.first != nil { // they hold budget
+		if err := c.caughtUp(); err != nil {
+			return err
+		}
+	}
 	c.endBatch()
-	c.late = true
 	c.unstall() // it is the client who waits for us now
 	ok := false
 	defer c.srv.budget.forget(c)

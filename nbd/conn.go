@@ -53,7 +53,8 @@ type Conn struct {
 	stalled    bool     // a deadline runs for the rest of a request
 	sinceStall int      // bytes that came since it was set
 	arrived    time.Time
-	late       bool // the reader was held up before it read what it is about to submit
+	late       bool        // the reader was held up, and what it reads may have lain there
+	kept       requestList // changes that came late, until it is known whether the client is there
 
 	drainedOnce bool // reader goroutine only: Shutdown's wake-up was seen
 	blockStatus bool // the Device understands OpBlockStatus
@@ -99,6 +100,7 @@ func (c *Conn) serve() {
 	if err == errRelieved {
 		return
 	}
+	c.endKept(err)
 	c.endBatch()
 	if err != nil && err != io.EOF && !c.ended(err) {
 		c.log.Info("nbd connection ended", "err", err)

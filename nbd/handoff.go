@@ -48,8 +48,8 @@ type submitter struct {
 }
 
 // handOff gives the submitter a request whose payload was read, and says whether it did.
-func (c *Conn) handOff(r *Request, payload uint64) bool {
-	worth := payload >= handOffMin && c.in.buffered() > 0
+func (c *Conn) handOff(r *Request) bool {
+	worth := r.Op == OpWrite && r.Length >= handOffMin && c.in.buffered() > 0
 	s := c.submitter
 	if s == nil {
 		if !worth {

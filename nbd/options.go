@@ -119,6 +119,11 @@ func (h *handshake) list(data []byte) error {
 	case <-h.ctx.Done():
 		return errAbandoned
 	}
+	// Who does not take it keeps others from theirs.
+	if at := time.Now().Add(listTime); at.Before(h.until) {
+		_ = h.raw.SetDeadline(at)
+		defer func() { _ = h.extend(0) }()
+	}
 	exports, err := h.srv.backend.List(h.backendContext())
 	if err != nil {
 		return h.fail(optList, optionError(err), err.Error())

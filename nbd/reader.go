@@ -63,11 +63,11 @@ func (c *Conn) fill(n int) error {
 // readMore ends the batch, so that what has arrived is answered, and reads; before it waits, it makes the large reads.
 func (c *Conn) readMore() error {
 	c.endBatch()
-	c.late = c.late || time.Since(c.arrived) > lateAfter
 	n, err := 0, errAgain
 	for err == errAgain && c.reads != nil && c.reads.one() {
 		n, err = c.tr.tryRead(&c.in, 0)
 	}
+	c.late = c.late || time.Since(c.arrived) > lateAfter
 	if err == errAgain {
 		n, err = c.await()
 	}
@@ -211,10 +211,6 @@ func (c *Conn) submit(r *Request, payload uint64) error {
 		c.release(r)
 		return err
 	}
-	if r.Op.changes() && c.gone() {
-		c.release(r)
-		return io.EOF
-	}
 	r.FUA = r.flags&cmdFlagFUA != 0
 	r.NoHole = r.flags&cmdFlagNoHole != 0
 	r.FastZero = r.flags&cmdFlagFastZero != 0
@@ -227,33 +223,27 @@ func (c *Conn) submit(r *Request, payload uint64) error {
 			return nil
 		}
 	}
-	if c.handOff(r, payload) {
+	if r.Op.changes() && c.keep(r) {
 		return nil
+	}
+	c.give(r)
+	return nil
+}
+
+// give gives a request to the Device.
+func (c *Conn) give(r *Request) {
+	if c.handOff(r) {
+		return
 	}
 	c.pushing = true
 	c.durably = c.waiter != nil && (r.Op == OpFlush || r.FUA)
 	c.dev.Submit(r)
-	if c.batchBytes += cost; c.batchBytes >= pushBytes {
+	if c.batchBytes += r.cost; c.batchBytes >= pushBytes {
 		c.endBatch()
 	}
 	if c.reads != nil {
 		c.reads.passed()
 	}
-	return nil
-}
-
-// lateAfter is for how long what has arrived may lie before a change in it may be stale.
-const lateAfter = time.Millisecond
-
-// gone says, before a change is submitted that the reader was late for, whether the client has left. One that takes its connection for dead (the kernel does after its I/O timeout,
-// when a cluster stands still) ends it, sends again by another what was not answered, and writes something newer there. What lies in this one's socket must not come after that: it is
-// given up, like all that waits when the end of the stream is seen.
-func (c *Conn) gone() bool {
-	if !c.late && time.Since(c.arrived) <= lateAfter {
-		return false
-	}
-	c.late = false
-	return c.tr.left()
 }
 
 func (c *Conn) nothing(r *Request) error {
@@ -270,6 +260,11 @@ func (c *Conn) nothing(r *Request) error {
 func (c *Conn) begin(r *Request) {
 	c.taken++
 	r.state = requestSubmitted
+	c.batch()
+}
+
+// batch begins a batch, unless there is one: what is answered in it is sent at its end.
+func (c *Conn) batch() {
 	if !c.inBatch {
 		c.inBatch = true
 		c.mu.Lock()

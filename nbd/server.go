@@ -56,7 +56,10 @@ const (
 )
 
 // listsMax bounds how many lists of all exports are in memory, for clients of which none was let in yet.
-const listsMax = 2
+const listsMax = 4
+
+// listTime is for how long a client may take one in.
+const listTime = 2 * time.Second
 
 // NewServer checks the configuration and returns a server that is ready to Serve.
 func NewServer(cfg Config, b Backend) (*Server, error) {

@@ -102,6 +102,12 @@ func (c *Conn) await() (int, error) {
 	if err != errAgain {
 		return n, err
 	}
+	_, blind := c.tr.(*plainTransport)
+	if !blind { // nothing was there: what comes is fresh
+		if err := c.caughtUp(); err != nil {
+			return 0, err
+		}
+	}
 	s := &c.spin
 	if s.parts++; s.parts <= spinParts && s.wants() && c.answeredAll() && c.srv.spinners.enter() {
 		n, err = c.tr.tryRead(&c.in, spinTime)
@@ -116,8 +122,12 @@ func (c *Conn) await() (int, error) {
 		s.miss()
 	}
 	s.alone = 0
+	asleep := time.Now()
 	n, err = c.tr.read(&c.in)
 	s.woken()
+	if blind && s.away.Sub(asleep) > time.Millisecond { // it waited
+		c.late = false
+	}
 	return n, err
 }
 

@@ -3,7 +3,9 @@ package nbd
 import (
 	"bytes"
 	"context"
+	"io"
 	"net"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -74,8 +76,11 @@ func TestStaleWriteAfterAWaitForBudget(t *testing.T) {
 			t.Fatal(code)
 		}
 	}
-	write(1) // again
-	write(2) // newer
+	write(1)                                                    // again
+	write(2)                                                    // newer
+	for start := time.Now(); time.Since(start) < 2*lateAfter; { // longer than a reader may be held up
+		runtime.Gosched()
+	}
 	mu.Lock()
 	c := held[0].Conn()
 	for _, r := range held { // as vdi does what came in one batch
@@ -121,6 +126,7 @@ func TestStaleWriteAfterASlowPush(t *testing.T) {
 	write(1)
 	write(2)
 	for start := time.Now(); time.Since(start) < 2*lateAfter; {
+		runtime.Gosched()
 	}
 	close(goOn)
 	within(t, "the old connection to end", func() bool { return r.srv.Stats().Sessions == 1 })
@@ -143,4 +149,96 @@ func byTCP(t *testing.T, r *rig) *wire {
 	w.greet(fixed)
 	w.wants(w.option(optGo, infoData("x")), repAck)
 	return w
+}
+
+// TestSoftDisconnectAfterALateReader: writes, then DISC, then the end of the client's side (libnbd does shutdown(SHUT_WR) after DISC). "The server MUST handle all outstanding requests" before it
+// closes (doc/proto.md, NBD_CMD_DISC). The reader was within a slow Push meanwhile.
+func TestSoftDisconnectAfterALateReader(t *testing.T) {
+	const size = 4096
+	for _, network := range []string{"tcp"} {
+		t.Run(network, func(t *testing.T) {
+			mem := NewMemDisk(1 << 20)
+			inside, goOn := make(chan struct{}, 8), make(chan struct{})
+			b := &fakeBackend{info: allCan(1 << 20)}
+			b.device = func() Device {
+				return &cutDisk{MemDisk: mem, ctx: b.lastContext(), push: func() { inside <- struct{}{}; <-goOn }}
+			}
+			r := newRig(t, b)
+			w := byTCP(t, r)
+			w.send(request(cmdWrite, 0, 0, 0, size), bytes.Repeat([]byte{7}, size))
+			<-inside
+			for i := range uint64(3) {
+				w.send(request(cmdWrite, 0, i+1, (i+1)*size, size), bytes.Repeat([]byte{7}, size))
+			}
+			w.send(request(cmdDisc, 0, 99, 0, 0))
+			if err := w.nc.(*net.TCPConn).CloseWrite(); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(200 * time.Millisecond)
+			close(goOn)
+			all, err := io.ReadAll(w.nc)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n := len(all) / 16; n != 4 {
+				t.Errorf("%d replies to 4 writes that were sent before DISC", n)
+			}
+		})
+	}
+}
+
+// TestStaleWriteBehindAFullWindow: as TestStaleWriteAfterASlowPush, but more lies in the connection than the server's socket takes: the end of the stream is still in the client's socket.
+func TestStaleWriteBehindAFullWindow(t *testing.T) {
+	const size = 4096
+	for _, n := range []int{100, 400, 700, 850, 1000} {
+		mem := NewMemDisk(16 << 20)
+		var first atomic.Bool
+		inside, goOn := make(chan struct{}, 1), make(chan struct{})
+		count, pushes := 0, 0
+		b := &fakeBackend{info: allCan(16 << 20)}
+		b.device = func() Device {
+			d := &cutDisk{MemDisk: mem, ctx: b.lastContext()}
+			if !first.Swap(true) {
+				d.push = func() {
+					if pushes++; pushes == 1 {
+						inside <- struct{}{}
+						<-goOn
+					}
+				}
+				d.mine = func(r *Request) bool { count++; return false }
+			}
+			return d
+		}
+		r := newRig(t, b)
+		old := byTCP(t, r)
+		old.send(request(cmdWrite, 0, 0, 0, size), make([]byte, size))
+		<-inside
+		w := r.ready(t, "x", simpleReplies)
+		var all []byte
+		for i := 1; i <= n; i++ {
+			all = append(all, request(cmdWrite, 0, uint64(i), uint64(i)*size, size)...)
+			all = append(all, bytes.Repeat([]byte{1}, size)...)
+		}
+		old.nc.SetWriteDeadline(time.Now().Add(500 * time.Millisecond))
+		sent, err := old.nc.Write(all)
+		old.nc.(*net.TCPConn).CloseWrite()
+		write := func(v byte) {
+			w.send(request(cmdWrite, 0, 9, 5*size, size), bytes.Repeat([]byte{v}, size))
+			if code := w.simple(9); code != 0 {
+				t.Fatal(code)
+			}
+		}
+		write(1) // again
+		write(2) // newer
+		time.Sleep(200 * time.Millisecond)
+		close(goOn)
+		within(t, "the old connection to end", func() bool { return r.srv.Stats().Sessions == 1 })
+		w.send(request(cmdRead, 0, 10, 5*size, size))
+		w.simple(10)
+		got := w.recv(size)[0]
+		t.Logf("%d writes of 4 KiB (%d bytes in the sockets, %v): %d were submitted after the client had left; the block holds %d", n, sent, err, count-1, got)
+		if got != 2 {
+			t.Errorf("the block went back in time")
+		}
+	}
 }

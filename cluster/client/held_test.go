@@ -224,3 +224,124 @@ func TestR14ForgottenTry(t *testing.T) {
 		c.Close()
 	})
 }
+
+// TestR14GhostOpenFences: no majority for 20 s. B has the VDI open (a VM runs); its session lapses in the outage. A tried to open it during the outage and gave up after 3 s; the command never reached
+// raft. When the cluster is back, A's resolve opens the VDI for nobody, and B, whom nobody took anything from, is fenced for good.
+func TestR14GhostOpenFences(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t, 3)
+		f.vdi("alpha", 64<<20)
+		var until time.Time
+		outage := func(after time.Duration) func(context.Context, *state.Command) (state.Result, error) {
+			return func(ctx context.Context, cmd *state.Command) (state.Result, error) {
+				if !until.IsZero() {
+					if d := time.Until(until.Add(after)); d > 0 {
+						select {
+						case <-time.After(d):
+						case <-ctx.Done():
+							return state.Result{}, context.Cause(ctx) // never reached raft
+						}
+					}
+				}
+				return f.Propose(ctx, cmd)
+			}
+		}
+		bc := f.clientWith(Config{Maps: f, Net: f, Propose: outage(100 * time.Millisecond), Logger: slog.New(slog.DiscardHandler)})
+		ac := f.clientWith(Config{Maps: f, Net: f, Propose: outage(0), Logger: slog.New(slog.DiscardHandler)})
+		d := open(t, bc, "alpha")
+		if err := write(d, 0, pattern(4096, 1)); err != nil {
+			t.Fatal(err)
+		}
+		if err := flush(d); err != nil {
+			t.Fatal(err)
+		}
+		until = time.Now().Add(20 * time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+		defer cancel()
+		if _, err := ac.Open(ctx, "alpha", "", OpenOptions{}); err == nil {
+			t.Fatal("opened")
+		} else {
+			t.Log("A gave up:", err)
+		}
+		time.Sleep(time.Until(until) - 10*time.Millisecond)
+		f.must(&state.Command{CloseSess: &state.CloseSess{ID: d.s.ident.Load().sess}}) // the new leader finds B's lease lapsed
+		time.Sleep(5 * time.Second)
+		if err := write(d, 0, pattern(4096, 2)); err != nil {
+			t.Errorf("B is dead, though nobody ever had the VDI but B: %v", err)
+		}
+		bc.Close()
+		ac.Close()
+	})
+}
+
+// TestR14ResolveTakesFromTheNextOpener: renew's try was granted, its answer lost. The VM's connection ends and comes back (Open) before the renewal looks again. resolve closes the session that the second Open was given.
+func TestR14ResolveTakesFromTheNextOpener(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t, 3)
+		f.vdi("alpha", 64<<20)
+		opens, watch := 0, uint64(0)
+		propose := func(ctx context.Context, cmd *state.Command) (state.Result, error) {
+			if cmd.OpenSess != nil {
+				if opens++; opens == 2 {
+					f.apply(cmd)
+					return state.Result{}, errors.New("connection lost")
+				}
+			}
+			r, err := f.Propose(ctx, cmd)
+			if cmd.CloseSess != nil && watch != 0 && cmd.CloseSess.ID == watch {
+				t.Errorf("session %d of a disk that is open is ended by its own client", watch)
+				f.must(&state.Command{OpenSess: &state.OpenSess{Name: "alpha", Client: "stranger", Holder: state.Member{Node: state.NoNode}}}) // who waits for the VDI on another node gets it
+			}
+			return r, err
+		}
+		c := f.clientWith(Config{Maps: f, Net: f, Propose: propose, Local: &fakeLocal{f, 0}, LocalNode: 0, Logger: slog.New(slog.DiscardHandler)})
+		d := open(t, c, "alpha")
+		f.must(&state.Command{CloseSess: &state.CloseSess{ID: f.Map().Sessions[0].ID}})
+		time.Sleep(100 * time.Millisecond) // renew's first try is over, it sleeps 500 ms
+		if err := d.Close(context.Background()); err != nil {
+			t.Log("close:", err)
+		}
+		d2 := open(t, c, "alpha")
+		if err := write(d2, 0, pattern(4096, 1)); err != nil {
+			t.Fatal(err)
+		}
+		watch = d2.s.ident.Load().sess
+		time.Sleep(5 * time.Second)
+		if err := write(d2, 0, pattern(4096, 2)); err != nil {
+			t.Errorf("write by who has it open: %v", err)
+		}
+		c.Close()
+	})
+}
+
+// TestR14GrantedAndNotClosed: what was granted to a session that is gone is closed once; if that fails it stays for nobody.
+func TestR14GrantedAndNotClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t, 3)
+		f.vdi("alpha", 64<<20)
+		raced, failed := false, false
+		propose := func(ctx context.Context, cmd *state.Command) (state.Result, error) {
+			if cmd.CloseSess != nil && raced && !failed {
+				failed = true
+				return state.Result{}, errors.New("the leader just changed")
+			}
+			if cmd.OpenSess != nil && f.Map().Working("alpha").SessGen > 0 && !raced {
+				raced = true
+				r := f.must(&state.Command{OpenSess: &state.OpenSess{Name: "alpha", Client: "stranger", Holder: state.Member{Node: state.NoNode}}})
+				f.must(&state.Command{CloseSess: &state.CloseSess{ID: r.Sess.ID}})
+			}
+			return f.Propose(ctx, cmd)
+		}
+		c := f.clientWith(Config{Maps: f, Net: f, Propose: propose, Logger: slog.New(slog.DiscardHandler)})
+		d := open(t, c, "alpha")
+		f.must(&state.Command{CloseSess: &state.CloseSess{ID: f.Map().Sessions[0].ID}})
+		time.Sleep(time.Second)
+		t.Log(write(d, 0, pattern(4096, 3)))
+		d.Close(context.Background())
+		time.Sleep(time.Hour)
+		if n := len(f.Map().Sessions); n != 0 {
+			t.Errorf("an hour later %d sessions are left, for nobody", n)
+		}
+		c.Close()
+	})
+}

@@ -126,8 +126,8 @@ func (c *Client) writer(ctx context.Context, name string) (*session, error) {
 	return s, err
 }
 
-// resolve hears the outcome of a command that opens a session for which nobody waits any more, and ends the session if there is one: it would keep the VDI from all others for as
-// long as this process lives. Who opens the VDI here meanwhile waits, since raft would give him that session. mu is held.
+// resolve takes back a command to open a session for which nobody waits any more, whose outcome was not heard: what it was granted would keep the VDI from all others for as long
+// as this process lives. Who opens the VDI here meanwhile waits, since raft would give him that session. mu is held.
 func (c *Client) resolve(name string, open *state.Command) {
 	o := &opening{ready: make(chan struct{}), err: context.Canceled} // it is nobody's outcome
 	mine := c.writers[name] == nil
@@ -138,10 +138,7 @@ func (c *Client) resolve(name string, open *state.Command) {
 		ctx, cancel := c.context()
 		defer cancel()
 		c.insist(ctx, func() error {
-			res, err := c.cfg.Propose(ctx, open)
-			if err == nil && res.Sess != nil {
-				err = c.closeSess(ctx, res.Sess.ID)
-			}
+			_, err := c.cfg.Propose(ctx, c.command(func(cmd *state.Command) { cmd.CloseSess = &state.CloseSess{Open: open.ID} }))
 			return err
 		})
 		if mine {
@@ -441,6 +438,18 @@ func (c *Client) closeSess(ctx context.Context, id uint64) error {
 	defer cancel()
 	_, err := c.cfg.Propose(ctx, c.command(func(cmd *state.Command) { cmd.CloseSess = &state.CloseSess{ID: id} }))
 	return err
+}
+
+// giveBack ends a session that was granted to somebody who is not there any more, however long that takes.
+func (c *Client) giveBack(ctx context.Context, id uint64) {
+	if c.closeSess(ctx, id) == nil {
+		return
+	}
+	c.wg.Go(func() {
+		ctx, cancel := c.context()
+		defer cancel()
+		c.insist(ctx, func() error { return c.closeSess(ctx, id) })
+	})
 }
 
 // flushWait flushes unless nothing needs it.

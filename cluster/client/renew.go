@@ -78,7 +78,7 @@ func (s *session) renew() {
 		err, final := s.renewOnce(ctx, r)
 		switch {
 		case err == nil && s.deadErr() != nil: // closed meanwhile: what was granted would keep others out
-			c.closeSess(ctx, s.ident.Load().sess)
+			c.giveBack(ctx, s.ident.Load().sess)
 			return
 		case err == nil:
 			s.renewed()
@@ -139,7 +139,7 @@ func (s *session) renewOnce(ctx context.Context, r *renewal) (err error, final b
 	v := m.VDI(ses.Vid)
 	switch {
 	case !unbroken || v == nil || v.Identity() != s.identity:
-		c.closeSess(ctx, ses.ID)
+		c.giveBack(ctx, ses.ID)
 		return fmt.Errorf("another client had the VDI meanwhile (generation %d, ours was %d)", ses.Gen, r.gen), true
 	case ses.ID == s.ident.Load().sess:
 		return nil, false // it had not ended

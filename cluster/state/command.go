@@ -233,7 +233,11 @@ type OpenSess struct {
 	Owner  string
 }
 
-type CloseSess struct{ ID uint64 }
+// CloseSess ends a session: that of a number, or whatever the command of an ID to open one was granted. If that was not decided yet it never will be.
+type CloseSess struct {
+	ID   uint64
+	Open string
+}
 
 // Replayed is a client's word that up to map index Index nothing is lost any more of what it was answered in a session (Session.Replayed).
 type Replayed struct {

@@ -39,6 +39,19 @@ func (e *edit) openSess(c *OpenSess) *Error {
 }
 
 func (e *edit) closeSess(c *CloseSess) *Error {
+	if c.Open != "" {
+		done, known := e.m.Recent.find(c.Open)
+		switch {
+		case known && done.Sess != nil && e.m.Session(done.Sess.ID) != nil:
+			c = &CloseSess{ID: done.Sess.ID}
+		case known:
+			return nil
+		default:
+			at := CommandResult{ID: c.Open, At: e.now.UnixMilli(), Result: Result{Index: e.index, Code: Stale, Error: "it was given up"}}
+			e.m.Recent = e.m.Recent.with(at)
+			return nil
+		}
+	}
 	if e.m.Session(c.ID) == nil {
 		return refuse(Missing, "no session %d", c.ID)
 	}

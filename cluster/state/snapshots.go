@@ -57,7 +57,7 @@ func (e *edit) freezeVDI(c *FreezeVDI) *Error {
 	snap := e.vdi(v.Vid)
 	next := e.vdi(v.Vid)
 	snap.State, snap.Tag, snap.SnapID, snap.Frozen, snap.Next = Frozen, v.CloseTag, v.LastSnap+1, e.now, vid
-	snap.Closing, snap.CloseTag, snap.LastSnap = 0, "", 0
+	snap.Closing, snap.CloseTag, snap.LastSnap, snap.SessFor = 0, "", 0, ""
 	e.putVDI(snap)
 	next.Vid, next.Gen, next.Parent, next.Created = vid, e.index, v.Vid, e.now
 	next.State, next.Closing, next.CloseTag, next.LastSnap = Working, 0, "", v.LastSnap+1
