@@ -113,6 +113,7 @@ func (s *submitter) run() {
 func (s *submitter) series() {
 	c := s.c
 	gathered, pushing := int64(0), true
+	held, from := false, time.Now() // by the Device, for so long that what waits behind may be stale (late.go)
 	for {
 		s.mu.Lock()
 		r := s.list.pop()
@@ -131,6 +132,10 @@ func (s *submitter) series() {
 		case c.left.Load():
 			r.Queue(context.Canceled)
 			continue
+		case held && r.Op.changes() && c.tr.left():
+			c.left.Store(true)
+			r.Queue(context.Canceled)
+			continue
 		default:
 			gathered += r.cost
 			pushing = true
@@ -141,6 +146,9 @@ func (s *submitter) series() {
 			c.sendQueued()
 			gathered, pushing = 0, false
 		}
+		now := time.Now()
+		held = held || now.Sub(from) > lateAfter
+		from = now
 	}
 }
 

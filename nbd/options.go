@@ -119,14 +119,20 @@ func (h *handshake) list(data []byte) error {
 	case <-h.ctx.Done():
 		return errAbandoned
 	}
+	ctx, cancel := context.WithTimeout(h.backendContext(), h.srv.cfg.OpenTimeout)
+	defer cancel()
+	begun := time.Now()
+	exports, err := h.srv.backend.List(ctx)
+	if late := h.extend(time.Since(begun)); late != nil {
+		return late
+	}
+	if err != nil {
+		return h.fail(optList, optionError(err), err.Error())
+	}
 	// Who does not take it keeps others from theirs.
 	if at := time.Now().Add(listTime); at.Before(h.until) {
 		_ = h.raw.SetDeadline(at)
 		defer func() { _ = h.extend(0) }()
-	}
-	exports, err := h.srv.backend.List(h.backendContext())
-	if err != nil {
-		return h.fail(optList, optionError(err), err.Error())
 	}
 	for _, e := range exports {
 		if h.hidden(e) != nil || !validString(e.Name) {

@@ -76,11 +76,9 @@ func TestStaleWriteAfterAWaitForBudget(t *testing.T) {
 			t.Fatal(code)
 		}
 	}
-	write(1)                                                    // again
-	write(2)                                                    // newer
-	for start := time.Now(); time.Since(start) < 2*lateAfter; { // longer than a reader may be held up
-		runtime.Gosched()
-	}
+	write(1) // again
+	write(2) // newer
+	holdUp()
 	mu.Lock()
 	c := held[0].Conn()
 	for _, r := range held { // as vdi does what came in one batch
@@ -125,15 +123,20 @@ func TestStaleWriteAfterASlowPush(t *testing.T) {
 	}
 	write(1)
 	write(2)
-	for start := time.Now(); time.Since(start) < 2*lateAfter; {
-		runtime.Gosched()
-	}
+	holdUp()
 	close(goOn)
 	within(t, "the old connection to end", func() bool { return r.srv.Stats().Sessions == 1 })
 	w.send(request(cmdRead, 0, 10, 4*size, size))
 	w.simple(10)
 	if got := w.recv(size)[0]; got != 2 {
 		t.Errorf("the block holds %d, though 2 was written last and acknowledged: it went back in time", got)
+	}
+}
+
+// holdUp passes more time than a reader may be held up before what it reads may be stale.
+func holdUp() {
+	for start := time.Now(); time.Since(start) < 2*lateAfter; {
+		runtime.Gosched()
 	}
 }
 
@@ -174,7 +177,7 @@ func TestSoftDisconnectAfterALateReader(t *testing.T) {
 			if err := w.nc.(*net.TCPConn).CloseWrite(); err != nil {
 				t.Fatal(err)
 			}
-			time.Sleep(200 * time.Millisecond)
+			holdUp()
 			close(goOn)
 			all, err := io.ReadAll(w.nc)
 			if err != nil {
@@ -230,7 +233,7 @@ func TestStaleWriteBehindAFullWindow(t *testing.T) {
 		}
 		write(1) // again
 		write(2) // newer
-		time.Sleep(200 * time.Millisecond)
+		holdUp()
 		close(goOn)
 		within(t, "the old connection to end", func() bool { return r.srv.Stats().Sessions == 1 })
 		w.send(request(cmdRead, 0, 10, 5*size, size))
@@ -240,5 +243,57 @@ func TestStaleWriteBehindAFullWindow(t *testing.T) {
 		if got != 2 {
 			t.Errorf("the block went back in time")
 		}
+	}
+}
+
+// TestStaleWriteInTheSubmitter: as TestStaleWriteAfterAWaitForBudget, but the writes are large: those that wait lie in the submitter, which is within a call of the Device that hangs.
+func TestStaleWriteInTheSubmitter(t *testing.T) {
+	const size = 128 << 10
+	mem := NewMemDisk(16 << 20)
+	var first atomic.Bool
+	inside, goOn := make(chan struct{}, 1), make(chan struct{})
+	count := 0
+	b := &fakeBackend{info: allCan(16 << 20)}
+	b.device = func() Device {
+		d := &cutDisk{MemDisk: mem, ctx: b.lastContext()}
+		if !first.Swap(true) {
+			d.mine = func(r *Request) bool {
+				if count++; count == 1 {
+					inside <- struct{}{}
+					<-goOn // a disk that hangs
+				}
+				return false
+			}
+		}
+		return d
+	}
+	r := newRig(t, b, func(c *Config) { c.MaxRequests = 8 })
+	old := byTCP(t, r)
+	var all []byte
+	for i := range uint64(9) { // eight are admitted; the ninth waits in the reader
+		all = append(all, request(cmdWrite, 0, i, i*size, size)...)
+		all = append(all, bytes.Repeat([]byte{1}, size)...)
+	}
+	go func() { old.nc.Write(all); old.nc.(*net.TCPConn).CloseWrite() }()
+	<-inside
+	within(t, "the end of the stream to arrive", func() bool { return r.srv.Sessions()[0].tr.left() })
+	holdUp()
+	w := r.ready(t, "x", simpleReplies)
+	write := func(v byte) {
+		w.send(request(cmdWrite, 0, 9, 2*size, size), bytes.Repeat([]byte{v}, size))
+		if code := w.simple(9); code != 0 {
+			t.Fatal(code)
+		}
+	}
+	write(1) // again
+	write(2) // newer
+	close(goOn)
+	within(t, "the old connection to end", func() bool { return r.srv.Stats().Sessions == 1 })
+	w.send(request(cmdRead, 0, 10, 2*size, size))
+	w.simple(10)
+	got := w.recv(size)[0]
+	t.Logf("%d of 9 old writes were submitted; the block holds %d", count, got)
+	if got != 2 {
+		t.Errorf("the block went back in time")
 	}
 }

@@ -30,7 +30,7 @@ type transport interface {
 	write(bufs [][]byte) (int, error)
 	// arrived says whether there is something to read; true where that is not known. Whoever writes may call it.
 	arrived() bool
-	// left says whether the peer has ended its side, though there may be more of it to read; false where that is not known. The reader's.
+	// left says whether the peer has ended its side, though there may be more of it to read; false where that is not known. Anybody may ask.
 	left() bool
 	setReadDeadline(t time.Time) error
 	setWriteDeadline(t time.Time) error

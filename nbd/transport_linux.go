@@ -42,8 +42,6 @@ type socketTransport struct {
 	riov              [2]unix.Iovec
 	rn                int
 	rerr              error
-	onLook            func(fd uintptr)
-	gone              bool
 
 	onTry, onWrite func(fd uintptr) bool // the writer's, whoever it is
 	onAsk          func(fd uintptr)
@@ -56,7 +54,6 @@ type socketTransport struct {
 func newSocketTransport(nc net.Conn, rc syscall.RawConn) *socketTransport {
 	t := &socketTransport{nc: nc, rc: rc}
 	t.onRead, t.onTryRead = t.readable, t.tryReadable
-	t.onLook = func(fd uintptr) { t.gone = hungUp(fd) }
 	t.onTry = func(fd uintptr) bool { t.writev(fd); return true }
 	t.onWrite = func(fd uintptr) bool { t.writev(fd); return t.werr != errAgain }
 	t.onAsk = func(fd uintptr) {
@@ -148,9 +145,8 @@ func (t *socketTransport) arrived() bool {
 	return t.rc.Control(t.onAsk) == nil && t.unread > 0
 }
 
-func (t *socketTransport) left() bool {
-	t.gone = false
-	return t.rc.Control(t.onLook) == nil && t.gone
+func (t *socketTransport) left() (gone bool) {
+	return t.rc.Control(func(fd uintptr) { gone = hungUp(fd) }) == nil && gone
 }
 
 // hungUp says whether the peer of a socket has ended its side: POLLRDHUP comes with the end of what it sent, before that was read.

@@ -68,7 +68,10 @@ func (c *Client) Map() *state.Map { return c.cfg.Maps.Map() }
 // Close fails whatever is under way and ends all connections. Disks should be closed before; sessions that were not end with their
 // holder's lease.
 func (c *Client) Close() {
-	if c.closed.Swap(true) {
+	c.mu.Lock()
+	was := c.closed.Swap(true)
+	c.mu.Unlock()
+	if was {
 		return
 	}
 	close(c.ended)
@@ -98,6 +101,15 @@ func (c *Client) Close() {
 		c.settle(p, ErrClosed, &b)
 	}
 	b.End()
+}
+
+// spawn starts a goroutine that Close waits for, unless the Client is closed. mu is held.
+func (c *Client) spawn(f func()) bool {
+	if c.closed.Load() {
+		return false
+	}
+	c.wg.Go(f)
+	return true
 }
 
 // wakeTender has the tender look at what waits.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -344,4 +345,106 @@ func TestR14GrantedAndNotClosed(t *testing.T) {
 		}
 		c.Close()
 	})
+}
+
+// TestR14LossesForgotten: ranges known to be lost are to be told (EIO) to the next session of this client. An Open whose answer was late raises the generation; the next one forgets the loss.
+func TestR14LossesForgotten(t *testing.T) {
+	for _, late := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			f := newFake(t, 3)
+			f.vdi("alpha", 64<<20)
+			lose := false
+			propose := func(ctx context.Context, cmd *state.Command) (state.Result, error) {
+				if cmd.OpenSess != nil && lose {
+					lose = false
+					f.apply(cmd)
+					<-ctx.Done()
+					return state.Result{}, context.Cause(ctx)
+				}
+				return f.Propose(ctx, cmd)
+			}
+			c := f.clientWith(Config{Maps: f, Net: f, Propose: propose, Logger: slog.New(slog.DiscardHandler)})
+			d := open(t, c, "alpha")
+			if err := write(d, 0, pattern(4096, 1)); err != nil {
+				t.Fatal(err)
+			}
+			if err := flush(d); err != nil {
+				t.Fatal(err)
+			}
+			d.s.mu.Lock()
+			d.s.lossy.Store(true)
+			d.s.lost = []lostRange{{index: 0, first: 0, end: 1}}
+			d.s.mu.Unlock()
+			d.Close(context.Background())
+			if late {
+				lose = true
+				ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+				defer cancel()
+				if _, err := c.Open(ctx, "alpha", "", OpenOptions{}); err == nil {
+					t.Fatal("opened")
+				}
+			}
+			d = open(t, c, "alpha")
+			d.s.mu.Lock()
+			n := len(d.s.lost)
+			d.s.mu.Unlock()
+			if n == 0 {
+				t.Errorf("late answer %v: the lost range is forgotten; nobody else had the VDI", late)
+			}
+			c.Close()
+		})
+	}
+}
+
+// TestR14OpenFailsAfterClose: -race. An Open waits for the cluster; the Client is closed; the Open fails then, and starts a goroutine that nobody waits for, which proposes.
+func TestR14OpenFailsAfterClose(t *testing.T) {
+	f := newFake(t, 3)
+	f.vdi("alpha", 64<<20)
+	for i := range 200 {
+		in, out := make(chan struct{}), make(chan struct{})
+		first := sync.Once{}
+		propose := func(ctx context.Context, cmd *state.Command) (state.Result, error) {
+			first.Do(func() { close(in); <-out })
+			return state.Result{}, errors.New("cut off")
+		}
+		c, err := New(Config{Maps: f, Net: f, Propose: propose, Logger: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var wg sync.WaitGroup
+		wg.Go(func() { c.Open(context.Background(), "alpha", "", OpenOptions{}) })
+		<-in
+		wg.Go(func() { time.Sleep(time.Duration(i) * time.Microsecond); close(out) })
+		c.Close()
+		wg.Wait()
+	}
+}
+
+// TestR14EndFailsAfterClose: the same by Disk.Close, whose CloseSess has no answer while the Client is closed.
+func TestR14EndFailsAfterClose(t *testing.T) {
+	f := newFake(t, 3)
+	f.vdi("alpha", 64<<20)
+	for i := range 200 {
+		in, out := make(chan struct{}), make(chan struct{})
+		first := sync.Once{}
+		propose := func(ctx context.Context, cmd *state.Command) (state.Result, error) {
+			if cmd.CloseSess == nil {
+				return f.Propose(ctx, cmd)
+			}
+			first.Do(func() { close(in); <-out })
+			return state.Result{}, errors.New("cut off")
+		}
+		c, err := New(Config{Maps: f, Net: f, Propose: propose, Logger: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := open(t, c, "alpha")
+		var wg sync.WaitGroup
+		wg.Go(func() { d.Close(context.Background()) })
+		<-in
+		wg.Go(func() { time.Sleep(time.Duration(i) * time.Microsecond); close(out) })
+		c.Close()
+		wg.Wait()
+		f.must(&state.Command{CloseSess: &state.CloseSess{ID: f.Map().Sessions[0].ID}})
+	}
 }

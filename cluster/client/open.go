@@ -129,25 +129,34 @@ func (c *Client) writer(ctx context.Context, name string) (*session, error) {
 // resolve takes back a command to open a session for which nobody waits any more, whose outcome was not heard: what it was granted would keep the VDI from all others for as long
 // as this process lives. Who opens the VDI here meanwhile waits, since raft would give him that session. mu is held.
 func (c *Client) resolve(name string, open *state.Command) {
-	o := &opening{ready: make(chan struct{}), err: context.Canceled} // it is nobody's outcome
-	mine := c.writers[name] == nil
-	if mine {
-		c.writers[name] = o
+	if c.writers[name] != nil {
+		return // who opens it is given that session
 	}
-	c.wg.Go(func() {
+	o := &opening{ready: make(chan struct{}), err: context.Canceled} // it is nobody's outcome
+	started := c.spawn(func() {
 		ctx, cancel := c.context()
 		defer cancel()
+		var m *state.Map
 		c.insist(ctx, func() error {
-			_, err := c.cfg.Propose(ctx, c.command(func(cmd *state.Command) { cmd.CloseSess = &state.CloseSess{Open: open.ID} }))
+			res, err := c.cfg.Propose(ctx, c.command(func(cmd *state.Command) { cmd.CloseSess = &state.CloseSess{Open: open.ID} }))
+			if err == nil {
+				m, err = c.WaitMap(ctx, res.Index)
+			}
 			return err
 		})
-		if mine {
-			c.mu.Lock()
-			delete(c.writers, name)
-			c.mu.Unlock()
-			close(o.ready)
+		c.mu.Lock()
+		if l := c.losses[name]; l != nil && m != nil { // it was granted, and is nobody else's
+			if v := m.Working(name); v != nil && v.SessGen == l.gen+1 && v.SessFor == c.cfg.ID {
+				l.gen++
+			}
 		}
+		delete(c.writers, name)
+		c.mu.Unlock()
+		close(o.ready)
 	})
+	if started {
+		c.writers[name] = o
+	}
 }
 
 // insist tries until it succeeds, or the Client is closed.
@@ -350,12 +359,15 @@ func (s *session) close(ctx context.Context, mine uint64) error {
 		return s.end(mine)
 	}
 	s.mu.Lock()
-	if s.deadErr() == nil && !s.lingers && !s.c.closed.Load() {
-		s.lingers = true
-		s.c.log.Warn("the last flush of a VDI goes on after its closing", "vdi", s.name, "error", err)
-		s.c.wg.Go(s.linger)
-	}
+	first := s.deadErr() == nil && !s.lingers
+	s.lingers = s.lingers || first
 	s.mu.Unlock()
+	if first {
+		s.c.log.Warn("the last flush of a VDI goes on after its closing", "vdi", s.name, "error", err)
+		s.c.mu.Lock()
+		s.c.spawn(s.linger)
+		s.c.mu.Unlock()
+	}
 	return fmt.Errorf("close %s: flush: %w", s.name, err)
 }
 
@@ -404,11 +416,7 @@ func (s *session) end(mine uint64) error {
 	}
 	if err := s.leave(context.Background()); err != nil { // whoever closes may have used up his context with waiting for the flush
 		s.c.log.Warn("the ending of a session goes on after the closing of its VDI", "vdi", s.name, "error", err)
-		s.c.wg.Go(func() {
-			ctx, cancel := s.c.context()
-			defer cancel()
-			s.c.insist(ctx, func() error { return s.leave(ctx) })
-		})
+		s.c.behind(func(ctx context.Context) error { return s.leave(ctx) })
 		return fmt.Errorf("close %s: end the session: %w", s.name, err)
 	}
 	if untold != nil && untold.flush != nil {
@@ -423,12 +431,12 @@ func (s *session) leave(ctx context.Context) error {
 	if err := s.c.closeSess(ctx, id); err != nil {
 		return err
 	}
-	if now := s.ident.Load().sess; now != id { // it had lapsed, and was granted again just then
-		return s.leave(ctx)
-	}
 	var b wire.Batch
 	s.kill(fmt.Errorf("%s: %w", s.name, ErrClosed), &b)
 	b.End()
+	if now := s.ident.Load().sess; now != id { // it had lapsed, and was granted again just then
+		s.c.giveBack(ctx, now)
+	}
 	return nil
 }
 
@@ -445,10 +453,17 @@ func (c *Client) giveBack(ctx context.Context, id uint64) {
 	if c.closeSess(ctx, id) == nil {
 		return
 	}
-	c.wg.Go(func() {
+	c.behind(func(ctx context.Context) error { return c.closeSess(ctx, id) })
+}
+
+// behind tries in the background until it succeeds, or the Client is closed.
+func (c *Client) behind(try func(context.Context) error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.spawn(func() {
 		ctx, cancel := c.context()
 		defer cancel()
-		c.insist(ctx, func() error { return c.closeSess(ctx, id) })
+		c.insist(ctx, func() error { return try(ctx) })
 	})
 }
 
