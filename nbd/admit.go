@@ -1,5 +1,11 @@
 package nbd
 
+import (
+	"io"
+	"sync/atomic"
+	"time"
+)
+
 // Admission: a request holds part of two budgets, its connection's and the server's, from before its payload is read until its reply
 // is on its way. Where there is no room the reader waits, and so, behind it, does the client.
 
@@ -21,11 +27,20 @@ func (c *Conn) admit(r *Request, cost int64) error {
 	}
 	c.endBatch()
 	c.unstall() // it is the client who waits for us now
-	ok := false
+	ok, gone := false, false
+	var look atomic.Bool
+	timer := time.AfterFunc(leftEvery, func() { look.Store(true); c.wakeReader() })
+	defer timer.Stop()
 	defer c.srv.budget.forget(c)
 	c.waitUntil(func() bool {
 		if c.dead != nil {
 			return true
+		}
+		if look.Swap(false) {
+			if gone = c.tr.left(); gone {
+				return true
+			}
+			timer.Reset(leftEvery)
 		}
 		if c.roomFor(cost) {
 			if !c.blocked { // who does not read waits for himself alone: he wakes when his socket takes something
@@ -35,7 +50,10 @@ func (c *Conn) admit(r *Request, cost int64) error {
 		}
 		return ok
 	})
-	if !ok {
+	switch {
+	case gone:
+		return io.EOF // what lies in the socket must not begin, either (late.go)
+	case !ok:
 		return c.deathCause()
 	}
 	r.cost = cost
@@ -65,9 +83,8 @@ func (c *Conn) roomFor(cost int64) bool {
 // release undoes admit for a request that never began.
 func (c *Conn) release(r *Request) {
 	c.mu.Lock()
-	c.held -= r.cost
+	c.giveBack(r.cost)
 	c.inFlight--
 	c.mu.Unlock()
-	c.srv.budget.give(r.cost)
 	r.free()
 }

@@ -25,6 +25,7 @@ type Conn struct {
 	log    *slog.Logger
 	peer   Peer
 	name   string // export
+	asked  string // the name that the client used for it
 	opened time.Time
 
 	nc       net.Conn
@@ -69,6 +70,7 @@ type Conn struct {
 	queue    requestList
 	answered uint64
 	held     int64 // bytes of budget
+	buried   bool  // they are counted as those of the dead (dead.go)
 	inFlight int   // requests that hold them
 	batching bool  // the reader is submitting, and will send what is queued when it is through
 	writing  bool  // somebody sends; whoever queues meanwhile may leave
@@ -137,6 +139,9 @@ func (c *Conn) finish(err error) {
 		c.left.Store(true)
 		c.cancel() // a client that left without a DISC has died
 	}
+	if c.left.Load() || c.broken.Load() {
+		c.bury()
+	}
 	c.waitUntil(func() bool { return c.answered == c.taken && !c.writing && (c.dead != nil || c.queue.first == nil) })
 	c.cancel()
 	if c.submitter != nil {
@@ -192,8 +197,7 @@ func (c *Conn) dropQueue() {
 		c.inFlight--
 		r.free()
 	}
-	c.held -= freed
-	c.srv.budget.give(freed)
+	c.giveBack(freed)
 }
 
 // waitUntil sleeps until cond, which is evaluated under mu after every answer and every send.

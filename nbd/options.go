@@ -245,6 +245,9 @@ func (h *handshake) exportName(data []byte) (*Conn, error) {
 
 // open opens the export, within a session that the server has room for. The client's clock stands still meanwhile.
 func (h *handshake) open(name string) (Device, ExportInfo, context.CancelFunc, error) {
+	if err := h.srv.graves.refuse(name, h.srv.cfg.MaxBytes); err != nil {
+		return nil, ExportInfo{}, nil, err
+	}
 	if err := h.srv.reserve(h); err != nil {
 		return nil, ExportInfo{}, nil, err
 	}
@@ -279,7 +282,7 @@ func (h *handshake) open(name string) (Device, ExportInfo, context.CancelFunc, e
 // the client sent along with its option are in the buffer already.
 func (h *handshake) begin(name string, dev Device, info ExportInfo, cancel context.CancelFunc) *Conn {
 	c := newConn(h.srv, h.nc, h.peer, h.log.With("export", clip(info.Name)))
-	c.name, c.dev, c.blockStatus = info.Name, dev, info.BlockStatus
+	c.name, c.asked, c.dev, c.blockStatus = info.Name, name, dev, info.BlockStatus
 	c.preparer, _ = dev.(Preparer)
 	c.waiter, _ = dev.(Waiter)
 	if d, ok := dev.(Sharer); ok {

@@ -93,10 +93,9 @@ func (c *Conn) send(wait bool) {
 // nextBatch frees the batch that was sent and takes the next one. It returns false, and ends the sending, if there is none.
 func (c *Conn) nextBatch() bool {
 	freed, count, stats := c.finishBatch()
-	c.srv.budget.give(freed)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.held -= freed
+	c.giveBack(freed)
 	c.inFlight -= count
 	c.stats.add(stats)
 	if c.dead != nil {

@@ -36,6 +36,7 @@ type Server struct {
 	opening   int           // sessions promised to handshakes that are at GO
 	empty     chan struct{} // closed when draining and nobody is left; nil while running
 
+	graves     graves
 	relief     relief
 	spinners   *spinners
 	threads    atomic.Int32         // submitters with one of their own
