@@ -237,8 +237,9 @@ func (c *Conn) give(r *Request) {
 	}
 	c.pushing = true
 	c.durably = c.waiter != nil && (r.Op == OpFlush || r.FUA)
-	c.dev.Submit(r)
-	if c.batchBytes += r.cost; c.batchBytes >= pushBytes {
+	c.batchBytes += r.cost
+	c.dev.Submit(r) // it may be somebody else's from here on
+	if c.batchBytes >= pushBytes {
 		c.endBatch()
 	}
 	if c.reads != nil {
